@@ -1,0 +1,131 @@
+"""Reading cards. The folder is the registry: `papers/<area>/<slug>/card.toml`, and slugs are unique.
+
+The parsed cards are kept in one small index file in the user's cache folder, renewed for every card whose time or size
+changed, so that listing hundreds of papers takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from paperzoo.errors import PaperZooError, UnknownName
+
+ROOT = Path(__file__).resolve().parent.parent / "papers"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One work: where its folder is, and its card as plain data (keys as in card.toml)."""
+
+    slug: str
+    area: str
+    path: Path
+    card: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.card.get(name)
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        return self.card.get("variants", [])
+
+    @property
+    def has_code(self) -> bool:
+        return (self.path / "recipe.py").exists()
+
+    @property
+    def link(self) -> str:
+        return f"https://arxiv.org/abs/{self.card['arxiv']}" if self.card.get("arxiv") else self.card.get("url", "")
+
+    def module(self, name: str) -> ModuleType:
+        """The paper's `model`, `technique`, `recipe` or `parity`, imported now.
+
+        Raises:
+            PaperZooError: if the folder has no such file.
+        """
+        if not (self.path / f"{name}.py").exists():
+            raise PaperZooError(f"{self.slug} has no {name}.py; its folder is {self.path}")
+        return import_module(f"paperzoo.papers.{self.area}.{self.slug}.{name}")
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PaperZooError(f"{path}: cannot read this card: {error}") from None
+
+
+def cache_folder() -> Path:
+    """Where derived files are kept: $PAPERZOO_CACHE, else the user's cache folder."""
+    base = os.environ.get("PAPERZOO_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paperzoo"
+
+
+@functools.cache
+def papers() -> dict[str, Paper]:
+    """slug -> paper, in the order of area and slug."""
+    index_file = cache_folder() / "cards.json"
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        assert isinstance(index, dict)
+    except (OSError, ValueError, AssertionError):
+        index = {}
+    found: dict[str, Paper] = {}
+    fresh, changed = {}, False
+    for path in sorted(ROOT.glob("*/*/card.toml")):
+        stat = path.stat()
+        stamp = [stat.st_mtime_ns, stat.st_size]
+        entry = index.get(str(path))
+        if not (isinstance(entry, dict) and entry.get("stamp") == stamp):
+            entry, changed = {"stamp": stamp, "card": read_card(path)}, True
+        fresh[str(path)] = entry
+        slug = path.parent.name
+        if slug in found:
+            raise PaperZooError(f"{path}: the slug '{slug}' is taken by {found[slug].path}; slugs are unique")
+        found[slug] = Paper(slug, path.parent.parent.name, path.parent, entry["card"])
+    if changed:
+        with contextlib.suppress(OSError):  # the index only saves time: a read-only home is no error
+            index_file.parent.mkdir(parents=True, exist_ok=True)
+            part = index_file.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(fresh, ensure_ascii=False), encoding="utf-8")
+            part.replace(index_file)
+    return found
+
+
+@functools.cache
+def variants() -> dict[str, Paper]:
+    """Model name -> the paper whose `model.py` has the function of that name."""
+    return {v["name"]: paper for paper in papers().values() for v in paper.variants}
+
+
+def find(name: str) -> Paper:
+    """The paper with this slug, name, alias or variant name; upper case, blanks and hyphens do not matter.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    known = papers()
+    if name in known:
+        return known[name]
+    if name in variants():
+        return variants()[name]
+    wanted = plain(name)
+    for paper in known.values():
+        if wanted in {plain(n) for n in (paper.slug, paper.card["name"], *paper.card.get("aliases", []))}:
+            return paper
+    raise UnknownName("paper or model", name, [*known, *variants()])
+
+
+def plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

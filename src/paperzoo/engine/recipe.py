@@ -1,0 +1,109 @@
+"""The recipe: one paper's way to learn and to be used. The unit is the step, whatever a step is to the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
+    from paperzoo.engine.runtime import Runtime
+
+
+class Recipe:
+    """What every paper's recipe shares. A subclass builds networks, optimizers and data in `__init__`.
+
+    Conventions that the engine relies on:
+
+    - `self.model` is the network that is saved, exported and benchmarked; `self.average`, if there is one, is its
+      running average (`torch.optim.swa_utils.AveragedModel`) and is what is deployed;
+    - everything reachable from `self` that has a `state_dict` is checkpointed, nested recipes included; state that
+      changes while training lives nowhere else;
+    - `self.facts` is a dict of plain JSON values learned from the data that predicting needs (labels, vocabulary,
+      normalisation). It is saved beside the weights and handed back on loading, so that no data set is opened then.
+    """
+
+    monitor: ClassVar[tuple[str, str]] = ("accuracy", "max")
+    """The metric of `evaluate` that early stopping and "best" watch, and whether more ("max") or less ("min") is better."""
+
+    def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.facts: dict = facts if facts is not None else {}
+
+    model: nn.Module
+
+    def batch(self) -> Any:
+        """The data of `runtime.step`, a pure function of it; None where there is no data."""
+        return None
+
+    def step(self, batch: Any) -> dict:
+        """Learn from one batch.
+
+        Returns {"loss": loss, …}: the engine then updates `self.optimizer` (clipping at `config.clip`), advances
+        `self.scheduler` and `self.average` where they exist. Or calls `runtime.update` itself and returns what is to be
+        logged, detached, without a loss that requires a gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what a step is")
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Metrics over the whole split, by the protocol that the card names."""
+        return {}
+
+    def predict(self, inputs: list) -> list:
+        """From what a user has (paths, arrays, strings, rows) to the task's typed results, one for each input."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
+
+    def samples(self, folder: Path) -> list:
+        """A few held-out inputs that `predict` takes, as a user would have them; files are written to `folder`."""
+        return []
+
+    def example(self) -> tuple:
+        """Example inputs of the deployed network, batch of two first, for export, benchmarks and tests."""
+        raise NotImplementedError(f"{type(self).__name__} has no network to call")
+
+    def figures(self) -> dict[str, Image.Image]:
+        """Pictures for the report, by title."""
+        return {}
+
+    def draw(self, value: Any, result: Any) -> Image.Image | None:
+        """One input with its result as a picture; None where there is nothing to see."""
+        return None
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network a user takes away: the running average where there is one."""
+        average = getattr(self, "average", None)
+        return self.model if average is None else average.module
+
+    def stateful(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds: path -> object with a `state_dict`, each object once."""
+        return dict(_walk(self, "", set()))
+
+
+def _walk(owner: Recipe, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(owner).items():
+        if name not in ("runtime", "config", "facts"):
+            yield from _parts(value, prefix + name, seen)
+
+
+def _parts(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if id(value) in seen:
+        return
+    if isinstance(value, Recipe):
+        seen.add(id(value))
+        yield from _walk(value, path + ".", seen)
+    elif hasattr(value, "state_dict") and not isinstance(value, type):
+        seen.add(id(value))
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _parts(item, f"{path}.{key}", seen)
+    elif isinstance(value, list | tuple) and len(value) <= 64:
+        for i, item in enumerate(value):
+            yield from _parts(item, f"{path}.{i}", seen)

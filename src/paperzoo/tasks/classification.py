@@ -1,0 +1,320 @@
+"""Image classification: one label an image.
+
+A batch is (images, labels): float32 (B, 3, H, W), normalised with the mean and deviation in `facts`; int64 (B,) in
+0 … num_classes - 1. A network maps images to logits (B, num_classes). A prediction is a `Classification`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchvision.transforms import v2
+
+from paperzoo.data.images import Images, open_images, to_image
+from paperzoo.engine.models import create
+from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.runtime import Runtime
+from paperzoo.errors import DataError
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer for one image: the most probable class, and the probability of every class."""
+
+    label: str
+    index: int
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The default recipe: stochastic gradient descent with cross-entropy."""
+
+    model: str = "wide_resnet28_10"
+    data: str = "digits"
+    image_size: Count = 32  # pixels; images are resized to this square
+    augment: Literal["none", "shift", "flip_shift", "crop_flip"] = "flip_shift"
+    normalise: Literal["data", "imagenet"] = "data"  # with the set's own statistics, or ImageNet's
+    labels_per_class: Count | None = None  # use only so many labelled images of each class
+    weights: str | None = None  # start from these weights; a head of another size is replaced
+    drop_rate: Fraction = 0.0
+    steps: Count = 1000
+    batch_size: Count = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    decay_all: bool = True  # False: no weight decay on biases and normalisation layers
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)  # of the steps, for "step"
+    gamma: Positive = 0.1  # the factor at a milestone
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Fraction = 0.0
+    clip: Positive | None = None
+    ema_decay: Fraction | None = None
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+def learning_rate_factor(config: Any, step: int) -> float:
+    """The learning rate at a step, as a factor of `config.learning_rate`: warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if config.schedule == "step":
+        return config.gamma ** sum(step >= m * config.steps for m in config.milestones)
+    return 1.0
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
+    """Weight decay on everything, or on matrices and kernels alone."""
+    if decay_all:
+        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def make_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that a config with these fields names."""
+    groups = parameter_groups(model, config.weight_decay, config.decay_all)
+    if config.optimizer == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum, nesterov=nesterov)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, config.learning_rate)
+
+
+def augmentation(kind: str, size: int) -> list[nn.Module]:
+    """The random transforms of an augmentation's name, on uint8 (3, H, W), to size x size."""
+    if kind == "crop_flip":  # as ImageNet networks are trained
+        return [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    resize = v2.Resize((size, size), antialias=True)
+    shift = v2.RandomCrop(size, padding=size // 8)  # paper after paper on CIFAR: 4 of 32 pixels
+    kinds = {"none": [resize], "shift": [resize, shift], "flip_shift": [resize, shift, v2.RandomHorizontalFlip()]}
+    return kinds[kind]
+
+
+class ClassificationRecipe(Recipe):
+    """The task's default recipe. Methods that hold or change it override `augmentation`, `loss` or `step`."""
+
+    config: Config
+    monitor = ("accuracy", "max")
+
+    def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
+        super().__init__(config, runtime, facts)
+        if not self.facts:
+            train = open_images(config.data, "train")
+            mean, deviation = statistics(train) if config.normalise == "data" else IMAGENET
+            self.facts = {"labels": train.labels, "mean": mean, "deviation": deviation}
+        self.model = runtime.place(self.build())
+        self.optimizer = make_optimizer(config, self.model)
+        factor = lambda step: learning_rate_factor(config, step)  # noqa: E731
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.average = None
+        if config.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
+    def build(self) -> nn.Module:
+        """The network, with a head for the data's classes."""
+        classes = len(self.facts["labels"])
+        arguments = {"drop_rate": self.config.drop_rate} if self.config.drop_rate else {}
+        if self.config.weights is None:
+            return create(self.config.model, num_classes=classes, **arguments)
+        model = create(self.config.model, weights=self.config.weights, **arguments)
+        model.reset_classifier(classes)
+        model.paperzoo["arguments"]["num_classes"] = classes
+        return model
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def augmentation(self) -> list[nn.Module]:
+        """The random transforms of training images."""
+        return augmentation(self.config.augment, self.config.image_size)
+
+    def to_input(self) -> list[nn.Module]:
+        """What makes the network's input of a uint8 image of the right size."""
+        return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.facts["mean"], self.facts["deviation"])]
+
+    def view(self, size: int) -> list[nn.Module]:
+        """The fixed transforms of evaluation: resized to the square; "crop_flip" networks see the central 7/8."""
+        if self.config.augment == "crop_flip":
+            return [v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
+        return [v2.Resize((size, size), antialias=True)]
+
+    @cached_property
+    def train_data(self) -> Images:
+        data = open_images(self.config.data, "train")
+        if self.config.labels_per_class is not None:
+            data = data.few(self.config.labels_per_class, self.runtime.seed)
+        return data.with_transform(v2.Compose(self.augmentation() + self.to_input()))
+
+    @cached_property
+    def test_data(self) -> Images:
+        return self.evaluation_data("test")
+
+    def evaluation_data(self, split: str) -> Images:
+        """A split as evaluation sees it.
+
+        Raises:
+            DataError: if its classes are not those that were learned.
+        """
+        data = open_images(self.config.data, split)
+        if data.labels != self.facts["labels"]:
+            known = self.facts["labels"]
+            raise DataError(
+                self.config.data,
+                f"its classes {data.labels[:5]} are not the {len(known)} that were learned: {known[:5]}",
+            )
+        return data.with_transform(v2.Compose(self.view(self.config.image_size) + self.to_input()))
+
+    @cached_property
+    def batches(self):
+        return self.runtime.batches(self.train_data, self.config.batch_size, workers=self.config.workers)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        return self.batches.next()
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> dict:
+        images, labels = batch
+        self.model.train()
+        logits = self.model(images)
+        hits = (logits.detach().argmax(1) == labels).float().mean()
+        return {"loss": self.loss(logits, labels), "train_accuracy": hits}
+
+    @torch.inference_mode()
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """Top-1 accuracy, cross-entropy and, with more than ten classes, top-5 accuracy over the whole split."""
+        confusion, loss, count = self.confusion(split)
+        hits, total = confusion.diag().sum(), confusion.sum()
+        metrics = {"accuracy": float(hits / total), "cross_entropy": float(loss / count)}
+        if self._top5 is not None:
+            metrics["top5_accuracy"] = self._top5
+        return metrics
+
+    @torch.inference_mode()
+    def confusion(self, split: str = "test") -> tuple[Tensor, Tensor, Tensor]:
+        """The confusion matrix (true, predicted) over a split, the summed cross-entropy and the number of images."""
+        model, classes = self.deployed.eval(), len(self.facts["labels"])
+        matrix = MulticlassConfusionMatrix(classes).to(self.runtime.device)
+        top5 = MulticlassAccuracy(classes, top_k=5, average="micro").to(self.runtime.device) if classes > 10 else None
+        sums = torch.zeros(2, device=self.runtime.device)
+        data = self.test_data if split == "test" else self.evaluation_data(split)
+        for images, labels in self.runtime.loader(data, min(256, self.config.batch_size * 2), self.config.workers):
+            logits = model(images).float()
+            matrix.update(logits, labels)
+            if top5 is not None:
+                top5.update(logits, labels)
+            sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), sums.new_tensor(len(labels))])
+        self._top5 = None if top5 is None else float(top5.compute())
+        loss, count = self.runtime.mean(sums).unbind()
+        return matrix.compute(), loss, count
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, inputs: list) -> list[Classification]:
+        """Paths, PIL images or arrays (see `paperzoo.data.images.to_image`) to their classes."""
+        transform = v2.Compose(self.view(self.config.image_size) + self.to_input())
+        model = self.deployed.eval()
+        results: list[Classification] = []
+        for start in range(0, len(inputs), 64):
+            images = torch.stack([transform(to_image(value)) for value in inputs[start : start + 64]])
+            rows = model(images.to(self.runtime.device)).float().softmax(1).cpu()
+            results += [answer(row, self.facts["labels"]) for row in rows]
+        return results
+
+    def samples(self, folder: Path) -> list[str]:
+        """Eight held-out images, written as PNG files."""
+        raw, paths = self.test_data.with_transform(None), []
+        for i in range(0, len(raw), max(1, len(raw) // 8)):
+            image, target = raw[i]
+            paths.append(str(folder / f"{i:05d}_is_{self.facts['labels'][target]}.png"))
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+        return paths[:8]
+
+    def example(self) -> tuple[Tensor]:
+        size = self.config.image_size
+        return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+    def draw(self, value: Any, result: Classification) -> Image.Image:
+        return captioned(to_image(value), f"{result.label} {result.probability:.0%}")
+
+    def figures(self) -> dict[str, Image.Image]:
+        """The confusion matrix, and held-out images that came out right and wrong."""
+        from paperzoo.engine.pictures import confusion_matrix, tile
+
+        labels = self.facts["labels"]
+        raw = self.test_data.with_transform(None)
+        some = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:400].tolist()
+        images = [raw[i][0] for i in some]
+        results = self.predict(images)
+        shown: dict[bool, list[Image.Image]] = {True: [], False: []}
+        for i, image, result in zip(some, images, results, strict=True):
+            truth = labels[raw.targets[i]]
+            caption = result.label if result.label == truth else f"{result.label}, is {truth}"
+            shown[result.label == truth].append(captioned(image, f"{caption} {result.probability:.0%}"))
+        pictures = {"Confusion matrix": confusion_matrix(self.confusion("test")[0].cpu(), labels)}
+        if shown[True]:
+            pictures["Right"] = tile(shown[True][:16], 8)
+        if shown[False]:
+            pictures["Wrong"] = tile(shown[False][:16], 8)
+        return pictures
+
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def statistics(data: Images, count: int = 2000) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel in [0, 1], over at most `count` images spread over the set."""
+    rows = range(0, len(data), max(1, len(data) // count))
+    sums, squares, pixels = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for i in rows:
+        try:
+            image = data[i][0].double() / 255
+        except DataError:  # a broken file is reported, skipped and counted when it is fed
+            continue
+        sums, squares = sums + image.sum((1, 2)), squares + image.square().sum((1, 2))
+        pixels += image[0].numel()
+    mean = sums / max(1, pixels)
+    deviation = (squares / max(1, pixels) - mean**2).clamp(min=1e-6).sqrt()
+    return [round(float(m), 4) for m in mean], [round(float(d), 4) for d in deviation]
+
+
+def answer(probabilities: Tensor, labels: list[str]) -> Classification:
+    best = int(probabilities.argmax())
+    table = {label: float(p) for label, p in zip(labels, probabilities, strict=True)}
+    return Classification(labels[best], best, float(probabilities[best]), table)
+
+
+def captioned(image: Tensor, text: str, size: int = 96) -> Image.Image:
+    """A uint8 image (3, H, W) enlarged to `size` pixels with a line of text below."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.NEAREST)
+    framed = Image.new("RGB", (size, size + 14), "white")
+    framed.paste(picture, (0, 0))
+    ImageDraw.Draw(framed).text((2, size + 1), text, fill="black")
+    return framed
