@@ -1,0 +1,438 @@
+"""The command line: one thin function a command. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paperzoo.errors import PaperZooError
+
+app = typer.Typer(
+    name="paperzoo",
+    help="Papers that run: find a paper, read it, run it, train it on your data, check it, export it.",
+    epilog="Start with: paperzoo run wide_resnet",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Source = Annotated[str, typer.Argument(help="A run's folder, or a paper's name for its latest run under ./runs.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
+FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def complete_name(incomplete: str) -> list[str]:
+    from paperzoo.catalog.cards import papers, variants
+
+    return sorted(n for n in {*papers(), *variants()} if n.startswith(incomplete))
+
+
+Completed = Annotated[
+    str, typer.Argument(help="A paper's slug, name or alias, or one of its models.", autocompletion=complete_name)
+]
+
+
+def example(*lines: str) -> str:
+    """The examples below a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.callback(invoke_without_command=True)
+def common(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        import paperzoo
+
+        print(f"paperzoo {paperzoo.__version__}")
+        raise typer.Exit
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    "list", epilog=example("paperzoo list --area detection", "paperzoo list --models 'resnet*'", "paperzoo list --json")
+)
+def list_(
+    area: Annotated[str | None, typer.Option(help="Only this area, for example detection.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only tasks that contain this.")] = None,
+    year: Annotated[int | None, typer.Option(help="Only this year.")] = None,
+    kind: Annotated[str | None, typer.Option(help="model, method, technique or reading.")] = None,
+    models: Annotated[str | None, typer.Option(help="Names of models instead, those that match a pattern.")] = None,
+    json: Json = False,
+) -> None:
+    """List the papers, or the models."""
+    from paperzoo import terminal
+    from paperzoo.catalog.search import list_models, select
+
+    if models is not None:
+        return terminal.names(list_models(models), json)
+    return terminal.paper_list(select(area, task, year, kind), json)
+
+
+@app.command(
+    epilog=example('paperzoo search "residual network"', "paperzoo search 注意力", "paperzoo search attention --json")
+)
+def search(
+    query: Annotated[list[str], typer.Argument(help="Words, English or Chinese.")],
+    limit: Annotated[int, typer.Option(help="How many at most.")] = 20,
+    json: Json = False,
+) -> None:
+    """Find papers by words."""
+    from paperzoo import terminal
+    from paperzoo.catalog.search import search as find_papers
+
+    found = find_papers(" ".join(query), limit)
+    if not found and not json:
+        raise PaperZooError(f"nothing found for '{' '.join(query)}'; paperzoo list shows everything")
+    return terminal.paper_list(found, json)
+
+
+@app.command(epilog=example("paperzoo show fixmatch", "paperzoo show resnet50 --json"))
+def show(name: Completed, json: Json = False) -> None:
+    """Show a paper: facts, idea, models, status, files to read."""
+    from paperzoo import terminal
+    from paperzoo.catalog.cards import find
+
+    terminal.show(find(name), json)
+
+
+@app.command(epilog=example("paperzoo cite adam", "paperzoo cite resnet fpn >> references.bib"))
+def cite(
+    names: Annotated[list[str], typer.Argument(help="Papers.", autocompletion=complete_name)], json: Json = False
+) -> None:
+    """Print BibTeX."""
+    from paperzoo.catalog.cards import find
+    from paperzoo.catalog.cite import bibtex
+
+    entries = {find(n).slug: bibtex(find(n)) for n in names}
+    if json:
+        return print_json(entries)
+    print("\n\n".join(entries.values()))
+
+
+@app.command(
+    epilog=example(
+        "paperzoo new my_paper --facts papers.jsonl", "paperzoo new my_paper --area classification --title 'My Paper'"
+    )
+)
+def new(
+    slug: Annotated[str, typer.Argument(help="The folder's name: lower case, digits, underscores.")],
+    facts: Annotated[Path | None, typer.Option(help="A JSON-lines file with a line whose slug is this one.")] = None,
+    area: Annotated[str | None, typer.Option(help="The area's folder, when there are no facts.")] = None,
+    title: Annotated[str | None, typer.Option(help="The paper's title, when there are no facts.")] = None,
+    kind: Annotated[str, typer.Option(help="model, method or technique, when there are no facts.")] = "model",
+    into: Annotated[Path | None, typer.Option(help="The folder of papers; default: this installation's.")] = None,
+) -> None:
+    """Write the skeleton of a paper's folder, ready to fill."""
+    from paperzoo.catalog.scaffold import scaffold
+
+    folder = scaffold(slug, facts, area, title, kind, into)
+    print(f"wrote {folder}\nfill in card.toml and notes.md, then the code; check with: paperzoo verify {slug}")
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+Data = Annotated[str | None, typer.Option(help="An embedded set's name, or a path to your data.")]
+Preset = Annotated[
+    str, typer.Option(help="embedded (seconds), published (the paper's own), or another one of the paper.")
+]
+Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/<name>/<time>.")]
+
+
+@app.command(
+    context_settings=FREE,
+    epilog=example("paperzoo run wide_resnet", "paperzoo run fixmatch --steps 500 --seed 1"),
+)
+def run(
+    context: typer.Context,
+    name: Completed,
+    preset: Preset = "embedded",
+    data: Data = None,
+    out: Out = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Every random number follows from it.")] = 0,
+    json: Json = False,
+) -> None:
+    """Run a paper end to end: train, evaluate, predict, export, report. Any field of its config is an option too."""
+    from paperzoo import terminal
+
+    terminal.prepare_process()
+    from paperzoo.engine.run import run as run_paper
+
+    arguments = start_arguments(context, preset, data, out, {"device": device, "seed": seed})
+    with terminal.progress(name, json) as bar:
+        result = run_paper(name, on_stage=bar.stage, on_step=bar.step, **arguments)
+    terminal.finished(result, json)
+
+
+@app.command(
+    context_settings=FREE,
+    epilog=example(
+        "paperzoo train wide_resnet --data path/to/imagefolder",
+        "paperzoo train wide_resnet28_10 --preset published --learning-rate 0.05",
+        "paperzoo train resnet --data labels.csv --steps 2000 --precision bf16 --loggers csv,tensorboard",
+        "paperzoo train simclr --processes 2",
+        "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m paperzoo train resnet …",
+    ),
+)
+def train(
+    context: typer.Context,
+    name: Completed,
+    data: Data = None,
+    preset: Preset = "embedded",
+    out: Out = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Every random number follows from it.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    accumulate: Annotated[int, typer.Option(help="Batches whose gradients are averaged before an update.")] = 1,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations without a better result.")
+    ] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Evaluate every so many steps.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Write a checkpoint every so many steps.")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Log every so many steps.")] = None,
+    loggers: Annotated[str, typer.Option(help="csv, tensorboard, mlflow, wandb; several with commas.")] = "csv",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="Shard the network over the processes (FSDP2).")] = False,
+    processes: Annotated[int, typer.Option(help="Processes on this machine, started with torchrun.")] = 1,
+    json: Json = False,
+) -> None:
+    """Train a paper's recipe, on your data or an embedded set. Any field of its config is an option too."""
+    from paperzoo import terminal
+
+    if processes > 1:
+        raise typer.Exit(launch(processes))
+    terminal.prepare_process()
+    from paperzoo.engine.run import train as train_paper
+
+    settings = {
+        "device": device,
+        "seed": seed,
+        "precision": precision,
+        "accumulate": accumulate,
+        "patience": patience,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "log_every": log_every,
+        "loggers": [part.strip() for part in loggers.split(",")],
+        "compile": compile,
+        "shard": shard,
+    }
+    arguments = start_arguments(context, preset, data, out, settings)
+    with terminal.progress(name, json) as bar:
+        bar.stage("train")
+        result = train_paper(name, on_step=bar.step, **arguments)
+    terminal.finished(result, json)
+
+
+@app.command(epilog=example("paperzoo resume runs/wide_resnet/2026-01-31_12-00-00"))
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that was stopped or killed.")],
+    device: Annotated[str | None, typer.Option(help="Another device than before.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes on this machine, started with torchrun.")] = 1,
+    json: Json = False,
+) -> None:
+    """Go on with a run that was stopped; it ends with the same weights as one that was not."""
+    from paperzoo import terminal
+
+    if processes > 1:
+        raise typer.Exit(launch(processes))
+    terminal.prepare_process()
+    from paperzoo.engine.run import resume as resume_run
+
+    with terminal.progress(str(folder), json) as bar:
+        bar.stage("train")
+        result = resume_run(folder, on_step=bar.step, **({"device": device} if device else {}))
+    terminal.finished(result, json)
+
+
+@app.command(
+    context_settings=FREE,
+    epilog=example("paperzoo evaluate wide_resnet", "paperzoo evaluate runs/… --data path/to/imagefolder"),
+)
+def evaluate(
+    context: typer.Context,
+    source: Source,
+    data: Data = None,
+    weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Evaluate a finished run, on the data it was trained on or on other data."""
+    from paperzoo import terminal
+
+    terminal.prepare_process()
+    from paperzoo.engine.run import load
+
+    changes = free_options(context) | ({"data": data} if data else {})
+    recipe = load(source, device=device, weights=weights, **changes)
+    terminal.metrics(recipe.evaluate(split), json)
+
+
+@app.command(
+    epilog=example(
+        "paperzoo predict wide_resnet digit.png",
+        "paperzoo predict runs/… *.jpg --draw pictures/",
+        "paperzoo predict fnet 'a sentence' --json",
+    )
+)
+def predict(
+    source: Source,
+    inputs: Annotated[list[str], typer.Argument(help="Files or text, as the paper's task takes them.")],
+    weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="Write a picture of every result into this folder.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Predict on files or text with a finished run."""
+    from paperzoo import terminal
+
+    terminal.prepare_process()
+    from paperzoo.engine.run import load
+
+    recipe = load(source, device=device, weights=weights)
+    results = recipe.predict(inputs)
+    terminal.predictions(recipe, inputs, results, draw, json)
+
+
+@app.command(epilog=example("paperzoo export wide_resnet", "paperzoo export runs/… --format torch --out model.pt2"))
+def export(
+    source: Source,
+    format: Annotated[str, typer.Option(help="onnx, or torch for a torch.export program.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file; default: in the run's folder.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
+    json: Json = False,
+) -> None:
+    """Export a finished run's network, and check the export against it."""
+    from paperzoo import terminal
+
+    terminal.prepare_process()
+    from paperzoo.engine.export import export as export_network
+    from paperzoo.engine.run import load, run_folder
+
+    path = out or run_folder(source) / ("model.onnx" if format == "onnx" else "model.pt2")
+    terminal.exported(export_network(load(source, device="cpu", weights=weights), path, format), json)
+
+
+# -- proof -------------------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog=example(
+        "paperzoo verify fixmatch", "paperzoo verify resnet --step builds --step matches", "paperzoo verify --all"
+    )
+)
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Papers.", autocompletion=complete_name)] = None,
+    all: Annotated[bool, typer.Option("--all", help="Every paper; writes STATUS.md.")] = False,
+    step: Annotated[
+        list[str] | None, typer.Option(help="Only this step: builds, matches, learns, deploys or reproduces.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Climb the ladder of verification: builds, matches, learns, deploys, reproduces."""
+    from paperzoo import terminal
+
+    if not names and not all:
+        raise PaperZooError("name the papers to verify, or give --all")
+    terminal.prepare_process()
+    raise typer.Exit(terminal.verify(names or [], all, step or [], json))
+
+
+@app.command(
+    epilog=example(
+        "paperzoo bench resnet50",
+        "paperzoo bench resnet50 --against torchvision:resnet50",
+        "paperzoo bench fnet_base --against auto --json",
+    )
+)
+def bench(
+    name: Annotated[str, typer.Argument(help="A model.", autocompletion=complete_name)],
+    against: Annotated[
+        str | None, typer.Option(help="package:name of a reference, or auto for the one that is known.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of each measurement.")] = 15,
+    threads: Annotated[int | None, typer.Option(help="Threads; default: as torch chooses.")] = None,
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON here.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure inference at batch 1 and 8 and a training step: time and memory, against a reference."""
+    from paperzoo import terminal
+    from paperzoo.engine.bench import bench as measure
+
+    terminal.benchmark(measure(name, against, rounds=rounds, threads=threads, device=device, out=out), json)
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def free_options(context: typer.Context) -> dict[str, str]:
+    """--learning-rate 0.1 and --learning-rate=0.1 among what no option took: the fields of the paper's config."""
+    changes: dict[str, str] = {}
+    words = list(context.args)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise PaperZooError(f"'{word}' is not expected here; fields of the config are written --field value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words or (words[0].startswith("--") and not words[0][2:3].isdigit()):
+                raise PaperZooError(f"--{name} needs a value (for a switch: true or false)")
+            value = words.pop(0)
+        changes[name.replace("-", "_")] = value
+    return changes
+
+
+def start_arguments(context: typer.Context, preset: str, data: str | None, out: Path | None, settings: dict) -> dict:
+    from paperzoo.engine.configure import configure
+    from paperzoo.engine.loop import Settings
+
+    changes = free_options(context)
+    return {
+        "preset_name": preset,
+        "data": data,
+        "folder": out,
+        "changes": changes,
+        "settings": configure(Settings(), settings, "option"),
+    }
+
+
+def launch(processes: int) -> int:
+    """This very command again under torchrun, without --processes."""
+    import subprocess
+
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if skip or word == "--processes":
+            skip = not skip and word == "--processes"
+        elif not word.startswith("--processes="):
+            words.append(word)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.call([*command, "-m", "paperzoo", *words])
+
+
+def print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def main() -> None:
+    """The entry point: mistakes become one line and exit code 2, a closed pipe ends quietly."""
+    try:
+        app()
+    except PaperZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,330 @@
+"""What the commands print. Plain text where speed matters, Rich where it helps, JSON where a script asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import logging
+import os
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paperzoo.catalog.cards import Paper, find, papers
+
+if TYPE_CHECKING:
+    from paperzoo.engine.run import Run
+
+
+def emit(value: Any) -> None:
+    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def prepare_process() -> None:
+    """Set up a process of our own: allocator thresholds, warnings of files that are skipped."""
+    from paperzoo.engine.memory import keep_memory
+
+    keep_memory()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger("paperzoo").addHandler(handler)
+
+
+def first_rank() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+def status_of() -> dict[str, Any]:
+    """slug -> step -> state, as `verify --all` left it."""
+    path = Path(__file__).parent / "catalog" / "status.json"
+    try:
+        return json_module.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+LETTERS = {"builds": "B", "matches": "M", "learns": "L", "deploys": "D", "reproduces": "R"}
+
+
+def badge(steps: dict[str, Any]) -> str:
+    """Five letters, one for each step that was passed: BMLD-; a dot where it does not apply."""
+    return "".join(
+        {"passed": letter, "n/a": "·"}.get(steps.get(name, {}).get("state"), "-") for name, letter in LETTERS.items()
+    )
+
+
+def names(found: list[str], json: bool) -> None:
+    emit(found) if json else print("\n".join(found))
+
+
+def paper_list(found: list[Paper], json: bool) -> None:
+    status = status_of()
+    if json:
+        return emit([describe(paper, status) for paper in found])
+    width = shutil.get_terminal_size((120, 24)).columns
+    slug_width = max((len(p.slug) for p in found), default=4) + 2
+    for area in dict.fromkeys(p.area for p in found):
+        print(area.replace("_", " "))
+        for paper in (p for p in found if p.area == area):
+            head = f"  {paper.slug:<{slug_width}}{paper.card['year']}  {badge(status.get(paper.slug, {}))}  "
+            print((head + paper.card["summary"])[: width - 1])
+    print(f"\n{len(found)} papers · B builds, M matches, L learns, D deploys, R reproduces · paperzoo show NAME")
+
+
+def describe(paper: Paper, status: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "slug": paper.slug,
+        "area": paper.area,
+        "path": str(paper.path),
+        "link": paper.link,
+        "status": {name: step["state"] for name, step in status.get(paper.slug, {}).items()},
+        **paper.card,
+    }
+
+
+def show(paper: Paper, json: bool) -> None:
+    status = status_of()
+    if json:
+        return emit(describe(paper, status))
+    card = paper.card
+    print(f"{card['name']} · {card['title']}")
+    print(f"{', '.join(card.get('authors', []))}\n{card.get('venue') or ''} {card['year']} · {paper.link}")
+    print(f"\n{card['summary']}\n{card['summary_zh']}")
+    if card.get("mechanism"):
+        print(f"\nHow: {card['mechanism']}")
+    for row in card.get("headline", []):
+        print(f"  {row['dataset']}: {row['metric']} {row['value']}  {row.get('setting', '')}")
+    if paper.variants:
+        print("\nModels")
+        width = max(len(v["name"]) for v in paper.variants) + 2
+        for v in paper.variants:
+            size = "x".join(map(str, v.get("input") or []))
+            print(f"  {v['name']:<{width}}{v['parameters'] / 1e6:8.2f}M parameters  {size}")
+    print("\nVerified")
+    for name in LETTERS:
+        step = status.get(paper.slug, {}).get(name, {"state": "not yet", "text": ""})
+        print(f"  {name:<12}{step['state']:<9} {step['text']}")
+    print("\nRead")
+    for name in ("notes.md", "model.py", "technique.py", "recipe.py", "parity.py"):
+        if (paper.path / name).exists():
+            print(f"  {paper.path / name}")
+    if card.get("builds_on"):
+        print(f"\nBuilds on: {', '.join(card['builds_on'])}")
+    print(f"\nRun it: paperzoo run {paper.slug}   Cite it: paperzoo cite {paper.slug}")
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+class Bar:
+    """A progress bar for a run's stages; silent when the output is JSON, no terminal, or another rank's."""
+
+    def __init__(self, title: str, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.quiet = quiet or not first_rank()
+        self.console = Console(stderr=True, quiet=self.quiet)
+        columns = [
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+        ]
+        self.progress = Progress(*columns, console=self.console, disable=self.quiet)
+        self.title, self.task, self.plain_at = title, None, 0.0
+
+    def stage(self, name: str) -> None:
+        if name == "train":
+            self.task = self.progress.add_task("train", total=None, values="")
+        elif self.task is not None:
+            self.console.print(f"{name} …", highlight=False)
+
+    def step(self, done: int, total: int, values: dict[str, float]) -> None:
+        if self.task is None:
+            return
+        said = {"values": "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "seconds")} if values else {}
+        self.progress.update(self.task, completed=done, total=total, **said)
+        if values and not self.console.is_terminal and time.monotonic() - self.plain_at > 5:  # a log, not a screen
+            self.plain_at = time.monotonic()
+            self.console.print(f"step {done}/{total}  {said['values']}", highlight=False)
+
+
+@contextmanager
+def progress(title: str, json: bool):
+    bar = Bar(title, json)
+    with bar.progress:
+        yield bar
+
+
+def plain(value: Any) -> Any:
+    """A typed result as JSON values; big arrays and pictures as a description."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist") and hasattr(value, "shape"):
+        size = 1
+        for n in value.shape:
+            size *= n
+        return value.tolist() if size <= 256 else {"shape": list(value.shape), "type": str(value.dtype)}
+    if hasattr(value, "size") and hasattr(value, "mode"):
+        return {"picture": list(value.size)}
+    return value
+
+
+def brief(value: Any) -> str:
+    """A typed result in one line."""
+    data = plain(value)
+    if not isinstance(data, dict):
+        return str(data)[:160]
+    parts = []
+    for key, item in data.items():
+        if isinstance(item, float):
+            parts.append(f"{key} {item:.4g}")
+        elif isinstance(item, str | int):
+            parts.append(f"{key} {item}")
+        elif isinstance(item, list):
+            inner = ", ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in item[:4])
+            parts.append(f"{key} [{inner}{', …' if len(item) > 4 else ''}]")
+    return ", ".join(parts)[:200]
+
+
+def finished(run: Run, json: bool) -> None:
+    if not first_rank():
+        return
+    if json:
+        exported = run.export and {"path": str(run.export.path), "difference": run.export.difference}
+        shown = [{"input": str(v), "result": plain(r)} for v, r in run.predictions]
+        return emit(
+            {
+                "folder": str(run.folder),
+                "metrics": run.metrics,
+                "seconds": run.seconds,
+                "stopped": run.stopped,
+                "export": exported,
+                "predictions": shown,
+            }
+        )
+    print()
+    table(run.metrics)
+    print(f"\ntrained in {run.seconds:.1f} s{', stopped early: ' + run.stopped if run.stopped else ''}")
+    for value, result in run.predictions[:8]:
+        print(f"  {value}: {brief(result)}")
+    if run.export is not None:
+        print(f"exported {run.export.path}, ONNX Runtime agrees within {run.export.difference:.1e}")
+    if run.recipe.runtime.broken:
+        print(f"skipped {len(run.recipe.runtime.broken)} broken file(s); the report names them")
+    print(f"\nreport   {run.report}")
+    paper = find(run.folder.parent.name) if run.folder.parent.name in papers() else None
+    print(f"predict  paperzoo predict {run.folder} YOUR_FILE")
+    if paper is not None and hasattr(run.recipe.config, "data"):
+        print(f"train    paperzoo train {paper.slug} --data path/to/your/data")
+        print(f"read     {paper.path / 'notes.md'}")
+
+
+def table(values: dict[str, float]) -> None:
+    width = max((len(k) for k in values), default=0) + 2
+    for name, value in values.items():
+        print(f"  {name.replace('_', ' '):<{width}}{value:.4g}")
+
+
+def metrics(values: dict[str, float], json: bool) -> None:
+    emit(values) if json else table(values)
+
+
+def predictions(recipe: Any, inputs: list, results: list, draw: Path | None, json: bool) -> None:
+    pictures = []
+    for i, (value, result) in enumerate(zip(inputs, results, strict=True)):
+        picture = recipe.draw(value, result) if draw is not None else None
+        if picture is not None:
+            draw.mkdir(parents=True, exist_ok=True)
+            pictures.append(str(draw / f"{i:03d}_{Path(str(value)).stem[:40]}.png"))
+            picture.save(pictures[-1])
+        else:
+            pictures.append(None)
+    if json:
+        return emit(
+            [
+                {"input": str(v), "result": plain(r), "picture": p}
+                for v, r, p in zip(inputs, results, pictures, strict=True)
+            ]
+        )
+    for value, result, picture in zip(inputs, results, pictures, strict=True):
+        print(f"{value}: {brief(result)}" + (f"  -> {picture}" if picture else ""))
+
+
+def exported(result: Any, json: bool) -> None:
+    if json:
+        return emit(
+            {
+                "path": str(result.path),
+                "format": result.format,
+                "difference": result.difference,
+                "agrees": result.agrees,
+            }
+        )
+    verdict = "agrees" if result.agrees else "does NOT agree"
+    print(
+        f"{result.path}: {verdict} with the network, largest difference {result.difference:.2e} at outputs up to {result.scale:.3g}"
+    )
+
+
+# -- proof -------------------------------------------------------------------------------------------------------------
+
+
+def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool) -> int:
+    """Climb, print, and with `--all` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
+    from paperzoo.engine.files import write_text
+    from paperzoo.engine.verify import refuse_unknown_steps, status_data, status_page
+    from paperzoo.engine.verify import verify as climb
+
+    chosen = refuse_unknown_steps(steps)
+    results = {}
+    for paper in [p for p in papers().values() if p.has_code] if all_papers else [find(n) for n in wanted]:
+        if not json:
+            print(paper.slug, flush=True)
+        results[paper.slug] = climb(paper, chosen)
+        if not json:
+            for step in results[paper.slug]:
+                print(f"  {step.name:<12}{step.state:<9} {step.text}  ({step.seconds:.0f} s)", flush=True)
+    status = status_data(results)
+    if json:
+        emit(status)
+    if all_papers and not steps:
+        write_text(
+            Path(__file__).parent / "catalog" / "status.json",
+            json_module.dumps(status, indent=1, ensure_ascii=False) + "\n",
+        )
+        root = Path(__file__).parents[2]
+        if (root / "pyproject.toml").exists():
+            write_text(root / "STATUS.md", status_page(papers(), status))
+            if not json:
+                print(f"wrote {root / 'STATUS.md'}")
+    return int(any(not step.ok for steps in results.values() for step in steps))
+
+
+def benchmark(result: dict[str, Any], json: bool) -> None:
+    if json:
+        return emit(result)
+    from paperzoo.engine.bench import lines
+
+    print("\n".join(lines(result)))
