@@ -122,3 +122,21 @@ def _agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], case: Case, outco
         outcome.largest = max(outcome.largest, float(distance.max()))
         if bool((distance > case.atol + case.rtol * b.abs().nan_to_num(0.0, posinf=0.0)).any()):
             outcome.problems.append(f"{path}: differs by up to {float(distance.max()):.3g}")
+
+
+@dataclass
+class Pair:
+    """Ours and a reference for `paperzoo bench`: what makes each, and the inputs for a batch size.
+
+    `loss` makes a scalar of a network's output for the training step; `mode` is called with the network before training
+    (for example `torch.nn.Module.train`).
+    """
+
+    ours: Callable[[], nn.Module]
+    reference: Callable[[], nn.Module]
+    inputs: Callable[[int], tuple]
+    against: str
+    loss: Callable[[Any], Tensor] = lambda output: sum(
+        v.float().square().mean() for _, v in leaves(output) if v.is_floating_point()
+    )
+    train_batch: int = 8

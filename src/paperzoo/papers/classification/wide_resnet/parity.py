@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.classification.wide_resnet.model import (
     from_official,
     wide_resnet16_10,
@@ -45,3 +45,23 @@ def cases() -> Iterator[Case]:
     yield Case(
         "the authors' parameter names", lambda: from_official(official), lambda: expected, (), "the released code"
     )
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures."""
+    import torchvision
+    from pytorchcv.model_provider import get_model
+
+    def small(batch: int) -> tuple[torch.Tensor]:
+        return (torch.randn(batch, 3, 32, 32),)
+
+    def large(batch: int) -> tuple[torch.Tensor]:
+        return (torch.randn(batch, 3, 224, 224),)
+
+    wide = torchvision.models.wide_resnet50_2
+    return {
+        "wide_resnet16_10": Pair(
+            wide_resnet16_10, lambda: get_model("wrn16_10_cifar10"), small, "pytorchcv:wrn16_10_cifar10"
+        ),
+        "wide_resnet50_2": Pair(wide_resnet50_2, lambda: wide(weights=None), large, "torchvision:wide_resnet50_2"),
+    }

@@ -1,0 +1,117 @@
+"""Every promise, for every paper, driven by the cards: a new paper adds no test code."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+
+import pytest
+import torch
+
+from paperzoo.catalog.cards import papers, variants
+from paperzoo.catalog.schema import check
+from paperzoo.engine.loop import Settings
+from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.run import build
+from paperzoo.engine.verify import LADDER, verify
+
+EVERY = sorted(papers())
+WITH_CODE = [slug for slug in EVERY if papers()[slug].card["kind"] != "reading"]
+FILES = {"model": ["model.py"], "method": [], "technique": ["technique.py"], "reading": []}
+
+
+@pytest.mark.parametrize("slug", EVERY)
+def test_card_is_valid(slug):
+    check(papers()[slug])
+
+
+@pytest.mark.parametrize("slug", EVERY)
+def test_folder_is_complete(slug):
+    paper = papers()[slug]
+    wanted = ["card.toml", "notes.md", *FILES[paper.card["kind"]]]
+    if slug in WITH_CODE:
+        wanted += ["recipe.py", "parity.py"]
+    assert [name for name in wanted if not (paper.path / name).exists()] == []
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_notes_are_a_five_minute_reading(slug):
+    words = len((papers()[slug].path / "notes.md").read_text(encoding="utf-8").split())
+    assert 120 <= words <= 700
+
+
+@pytest.mark.parametrize("slug", EVERY)
+def test_nothing_is_left_to_fill_in(slug):
+    for path in papers()[slug].path.iterdir():
+        if path.suffix in (".py", ".toml", ".md"):
+            text = path.read_text(encoding="utf-8")
+            assert not [mark for mark in ("FILL IN", "TODO", "FIXME") if mark in text], path
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_files_are_read_in_one_sitting(slug):
+    for path in papers()[slug].path.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_references_are_imported_only_where_they_are_compared(slug):
+    """Peers are development-only: no file but parity.py names them, and that one only inside functions."""
+    peers = {"timm", "transformers", "pytorchcv", "captum", "pytorch_grad_cam", "deepctr_torch", "torch_rechub"}
+    peers |= {"neuralop", "deepxde", "stable_baselines3", "pytorch_metric_learning"}
+    for path in papers()[slug].path.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = tree.body if path.name == "parity.py" else list(ast.walk(tree))
+        named = [n for node in nodes for n in imported(node)]
+        assert not peers & {name.split(".")[0] for name in named}, path
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_presets_are_complete_and_valid(slug):
+    from paperzoo.engine.configure import configure, dump, restore
+
+    presets = papers()[slug].module("recipe").PRESETS
+    assert {"embedded", "published"} <= presets.keys()
+    for preset in presets.values():
+        assert dataclasses.is_dataclass(preset) and preset.__dataclass_params__.frozen
+        assert configure(preset, {}) == preset
+        assert restore(type(preset), dump(preset)) == preset
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_everything_that_changes_is_in_the_checkpoint(slug, tmp_path):
+    """After some steps, every tensor that a recipe holds anywhere is part of something with a state_dict."""
+    from paperzoo.engine.loop import one_step
+
+    paper = papers()[slug]
+    recipe = build(paper, paper.module("recipe").PRESETS["embedded"], Settings(device="cpu"))
+    before = loose_tensors(recipe)
+    for _ in range(2):
+        one_step(recipe, tmp_path)
+    after = loose_tensors(recipe)
+    changed = [k for k in before if k in after and not torch.equal(before[k], after[k])]
+    assert changed == [], f"tensors outside of any state_dict changed: {changed}"
+
+
+def loose_tensors(recipe: Recipe) -> dict[str, torch.Tensor]:
+    held = recipe.stateful()
+    owned = {id(v) for v in held.values()}
+    return {k: v.clone() for k, v in vars(recipe).items() if isinstance(v, torch.Tensor) and id(v) not in owned}
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_ladder(slug):
+    """The whole ladder; a step passes, does not apply for a stated reason, or waits for data."""
+    steps = verify(papers()[slug], LADDER)
+    assert [f"{s.name}: {s.text}" for s in steps if not s.ok] == []
+
+
+def test_model_names_are_unique():
+    names = [v["name"] for p in papers().values() for v in p.variants]
+    assert len(names) == len(set(names)) == len(variants())
