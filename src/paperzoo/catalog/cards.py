@@ -10,9 +10,11 @@ import contextlib
 import functools
 import json
 import os
+import sys
 import tomllib
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +58,29 @@ class Paper:
         """
         if not (self.path / f"{name}.py").exists():
             raise PaperZooError(f"{self.slug} has no {name}.py; its folder is {self.path}")
-        return import_module(f"paperzoo.papers.{self.area}.{self.slug}.{name}")
+        if ROOT in self.path.parents:
+            return import_module(f"paperzoo.papers.{self.area}.{self.slug}.{name}")
+        return import_from(self.path / f"{name}.py", f"paperzoo_papers.{self.area}.{self.slug}.{name}")
+
+
+def import_from(path: Path, name: str) -> ModuleType:
+    """A module of a paper that lives outside of the package, imported once under a name of its own."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, path)
+        module = module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def roots() -> list[Path]:
+    """The package's papers, and the user's own: the folders in $PAPERZOO_PAPERS, laid out alike."""
+    own = os.environ.get("PAPERZOO_PAPERS", "")
+    return [ROOT, *(Path(folder).expanduser().resolve() for folder in own.split(os.pathsep) if folder)]
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -83,7 +107,7 @@ def papers() -> dict[str, Paper]:
         index = {}
     found: dict[str, Paper] = {}
     fresh, changed = {}, False
-    for path in sorted(ROOT.glob("*/*/card.toml")):
+    for path in (path for root in roots() for path in sorted(root.glob("*/*/card.toml"))):
         stat = path.stat()
         stamp = [stat.st_mtime_ns, stat.st_size]
         entry = index.get(str(path))

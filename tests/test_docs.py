@@ -1,0 +1,129 @@
+"""README.md and CONTRIBUTING.md are true: their commands and code run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[tuple[str, str]]:
+    """(what stands behind the language, the code) of every fenced block of a language."""
+    return re.findall(rf"^```{language} ?([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    binaries = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "2"}
+
+
+def test_readme_commands_run(tmp_path):
+    commands = "\n".join(code for _, code in blocks(README, "bash"))
+    assert commands.count("paperzoo") >= 9
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_readme_python_runs(tmp_path):
+    code = "\n".join(code for _, code in blocks(README, "python"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "wide_resnet" in done.stdout
+
+
+def test_readme_commands_with_data_run(tmp_path):
+    """The commands on the user's own data, with a folder of images in place."""
+    from PIL import Image
+
+    for label in ("left", "right"):
+        for i in range(10):
+            path = tmp_path / "path" / "to" / "imagefolder" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), "red" if label == "left" else "blue").save(path)
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "photo.jpg")
+    code = next(code for _, code in blocks(README, "console") if "imagefolder" in code)
+    lines = [line.split("#")[0] for line in code.splitlines()]
+    lines[0] = lines[0].strip() + " --steps 30 --batch-size 16"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "label left" in done.stdout
+
+
+def test_readme_distributed_command_runs(tmp_path):
+    code = next(code for _, code in blocks(README, "console") if "--shard" in code)
+    line = next(line for line in code.splitlines() if "--shard" in line).split("#")[0]
+    line = line.replace("--processes 8", "--processes 2") + " --steps 3 --batch-size 8 --device cpu"
+    done = subprocess.run(
+        line,
+        shell=True,
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("runs/wide_resnet/*/model.safetensors"))
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make (\w+)", README + CONTRIBUTING):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_links_lead_somewhere():
+    for text in (README, CONTRIBUTING):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_table_of_papers_is_complete():
+    from paperzoo.catalog.cards import papers
+
+    table = README.split("<!-- papers -->")[1].split("<!-- /papers -->")[0]
+    assert [slug for slug in papers() if f"[{slug}]" not in table] == []
+
+
+def test_contributing_builds_a_paper_that_climbs_the_ladder(tmp_path):
+    folder = tmp_path / "papers" / "classification" / "maxout"
+    folder.mkdir(parents=True)
+    for name, code in blocks(CONTRIBUTING, r"(?:python|toml)"):
+        (folder / name).write_text(code, encoding="utf-8")
+    (folder / "notes.md").write_text("# Maxout in five minutes\n")
+    assert {p.name for p in folder.iterdir()} == {"card.toml", "notes.md", "model.py", "recipe.py", "parity.py"}
+    command = [sys.executable, "-m", "paperzoo", "verify", "maxout"]
+    done = subprocess.run(
+        command,
+        env=environment(tmp_path) | {"PAPERZOO_PAPERS": str(tmp_path / "papers")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("passed") == 4
+
+
+@pytest.mark.parametrize("name", ["quickstart", "test"])
+def test_readme_names_the_two_commands(name):
+    assert f"make {name}" in README
