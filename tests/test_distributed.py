@@ -72,7 +72,7 @@ def test_two_ranks_learn_as_one(two, slug):
         assert shared
         one, other = torch.tensor([a[k] for k in shared]), torch.tensor([b[k] for k in shared])
         torch.testing.assert_close(
-            one, other, rtol=2e-3, atol=2e-4, msg=lambda m, s=a["step"]: f"step {s}, {shared}: {m}"
+            one, other, rtol=2e-3, atol=2e-4, msg=lambda m, s=a["step"], k=tuple(shared): f"step {s}, {k}: {m}"
         )
 
 

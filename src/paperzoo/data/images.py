@@ -193,6 +193,12 @@ def open_images(data: str | Path, split: str = "train") -> Images:
         return EMBEDDED[name](split)
     if name in CLASSIC:
         return classic(name, split)
+    if name == "imagenet":
+        if not (data_folder() / name).is_dir():
+            raise DataError(
+                data_folder() / name, "ImageNet is not there; unpack it here as train/<class>/ and val/<class>/"
+            )
+        return open_folder(data_folder() / name, split)
     path = Path(name).expanduser()
     if path.is_dir():
         return open_folder(path, split)
@@ -202,7 +208,7 @@ def open_images(data: str | Path, split: str = "train") -> Images:
         raise DataError(
             path, "no such file or folder; give a folder of class folders or a CSV with the columns path,label"
         )
-    raise UnknownName("data set or path", name, [*EMBEDDED, *CLASSIC])
+    raise UnknownName("data set or path", name, [*EMBEDDED, *CLASSIC, "imagenet"])
 
 
 def open_folder(root: Path, split: str) -> Images:

@@ -6,6 +6,7 @@ sharded where it was not.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def restore(recipe: Recipe, states: dict[str, Any], path: object = "checkpoint")
         )
     for name, part in parts.items():
         try:
-            load_whole(part, states[name])
+            load_whole(part, copy.deepcopy(states[name]))  # optimizers keep what they are given
         except (RuntimeError, ValueError, KeyError) as error:
             raise PaperZooError(f"{path}: '{name}' does not fit this recipe: {str(error).splitlines()[0]}") from error
 

@@ -24,14 +24,12 @@ def configure(config: Any, changes: dict[str, Any], what: str = "option") -> Any
     """
     values = dataclasses.asdict(config)
     for name, value in changes.items():
-        target, *path = values, *name.replace("-", "_").split(".")
-        for part in path[:-1]:
-            if not isinstance(target.get(part), dict):
-                raise UnknownName(what, name, field_names(config))
-            target = target[part]
-        if path[-1] not in target:
-            raise UnknownName(what, name, field_names(config))
-        target[path[-1]] = plain_value(value)
+        name = name.replace("-", "_")
+        try:
+            values_at(values, name)
+        except (KeyError, TypeError):
+            raise UnknownName(what, name, field_names(config)) from None
+        set_at(values, name, plain_value(value))
     return validated(type(config), values, what, changes)
 
 
@@ -52,17 +50,30 @@ def validated(kind: type, values: dict[str, Any], what: str = "option", given: d
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
-        # a text field that was given a number on the command line ("7") keeps its text
-        texts = {".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "string_type"}
-        raw = {k.replace("-", "_"): v for k, v in (given or {}).items()}
-        if texts and all(isinstance(raw.get(t), str) for t in texts):
+        # text that spells a number or none on a command line may be meant as text: --weights 7, --augment none
+        raw = {k.replace("-", "_"): v for k, v in (given or {}).items() if isinstance(v, str)}
+        texts = {".".join(map(str, e["loc"])) for e in error.errors()} & raw.keys()
+        if any(values_at(values, t) != raw[t] for t in texts):
             for t in texts:
-                values[t] = raw.pop(t)
-            return validated(kind, values, what, raw)
+                set_at(values, t, raw[t])
+            return validated(kind, values, what)
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
         message = first["msg"][0].lower() + first["msg"][1:]
         raise PaperZooError(f"{what} '{name}' is {first['input']!r}: {message}") from None
+
+
+def values_at(values: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def set_at(values: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = value
 
 
 def field_names(config: Any, prefix: str = "") -> list[str]:
@@ -100,11 +111,7 @@ def restore(kind: type, values: dict[str, Any]) -> Any:
     """The inverse of `dump`."""
     values = json.loads(json.dumps(values))
     for name in values.pop("none", []):
-        target = values
-        *path, last = name.split(".")
-        for part in path:
-            target = target.setdefault(part, {})
-        target[last] = None
+        set_at(values, name, None)
     return validated(kind, values, "config.toml: field")
 
 

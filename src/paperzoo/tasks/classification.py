@@ -122,7 +122,7 @@ class ClassificationRecipe(Recipe):
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
         super().__init__(config, runtime, facts)
         if not self.facts:
-            train = open_images(config.data, "train")
+            train = self.open("train")
             mean, deviation = statistics(train) if config.normalise == "data" else IMAGENET
             self.facts = {"labels": train.labels, "mean": mean, "deviation": deviation}
         self.model = runtime.place(self.build())
@@ -161,9 +161,13 @@ class ClassificationRecipe(Recipe):
             return [v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
         return [v2.Resize((size, size), antialias=True)]
 
+    def open(self, split: str) -> Images:
+        """The raw images of a split; recipes with data of their own override this alone."""
+        return open_images(self.config.data, split)
+
     @cached_property
     def train_data(self) -> Images:
-        data = open_images(self.config.data, "train")
+        data = self.open("train")
         if self.config.labels_per_class is not None:
             data = data.few(self.config.labels_per_class, self.runtime.seed)
         return data.with_transform(v2.Compose(self.augmentation() + self.to_input()))
@@ -178,7 +182,7 @@ class ClassificationRecipe(Recipe):
         Raises:
             DataError: if its classes are not those that were learned.
         """
-        data = open_images(self.config.data, split)
+        data = self.open(split)
         if data.labels != self.facts["labels"]:
             known = self.facts["labels"]
             raise DataError(
