@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from paperzoo.data.images import open_images
 from paperzoo.papers.augmentation.random_erasing.technique import RandomErasing
 from paperzoo.tasks import classification
 from paperzoo.tasks.classification import ClassificationRecipe
@@ -54,7 +53,7 @@ class OccludedTest(ClassificationRecipe):
     def occluded_accuracy(self, split: str) -> float:
         model, covers = self.deployed.eval(), self.covers()
         view, to_input = nn.Sequential(*self.view(self.config.image_size)), nn.Sequential(*self.to_input())
-        data = open_images(self.config.data, split).with_transform(view)
+        data = self.open(split).with_transform(view)
         tally = torch.zeros(2, device=self.runtime.device)
         for n, (images, labels) in enumerate(self.runtime.loader(data, 256, self.config.workers)):
             with torch.random.fork_rng(devices=[]):
@@ -89,7 +88,7 @@ class RandomErasingRecipe(OccludedTest):
         """What the network is trained on, and covered test images with the answers."""
         from paperzoo.engine.pictures import tile
 
-        raw = open_images(self.config.data, "train")
+        raw = self.open("train")
         augment = nn.Sequential(*self.augmentation())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.classification.resnet import model as resnet
 
 
@@ -108,3 +108,17 @@ def written_out(net: nn.Module, n: int):
         return x.sum((2, 3)) / (x.shape[2] * x.shape[3]) @ w["fc.weight"].T + w["fc.bias"]
 
     return forward
+
+
+def images(batch: int) -> tuple[Tensor]:
+    return (torch.randn(batch, 3, 224, 224),)
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures."""
+    from torchvision import models
+
+    return {
+        "resnet50": Pair(resnet.resnet50, lambda: models.resnet50(weights=None), images, "torchvision:resnet50"),
+        "resnet18": Pair(resnet.resnet18, lambda: models.resnet18(weights=None), images, "torchvision:resnet18"),
+    }

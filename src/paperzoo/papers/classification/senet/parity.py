@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.classification.resnet.model import resnet50
-from paperzoo.papers.classification.resnet.parity import settled
+from paperzoo.papers.classification.resnet.parity import images, settled
 from paperzoo.papers.classification.senet import model as senet
 
 
@@ -63,3 +63,10 @@ def added_weights() -> int:
     with torch.device("meta"):
         net = senet.seresnet50()
     return sum(p.numel() for name, p in net.named_parameters() if ".se." in name and name.endswith("weight"))
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures."""
+    import timm
+
+    return {"seresnet50": Pair(senet.seresnet50, lambda: timm.create_model("seresnet50"), images, "timm:seresnet50")}

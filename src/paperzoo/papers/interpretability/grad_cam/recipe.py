@@ -7,7 +7,6 @@ user's own class folders the same recipe trains, explains, and reports accuracy 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from torchvision.transforms import v2
 
 from paperzoo.data.images import Images, to_image
 from paperzoo.data.scenes import LABELS, digit_scenes
-from paperzoo.engine.runtime import Runtime
 from paperzoo.papers.interpretability.grad_cam.technique import GradCAM, GuidedGradCAM, find_layer, overlay, relief
 from paperzoo.tasks import classification
-from paperzoo.tasks.classification import Classification, ClassificationRecipe, Count, captioned, statistics
+from paperzoo.tasks.classification import Classification, ClassificationRecipe, Count, captioned
 
 SCENES = "scenes"
 
@@ -67,24 +65,8 @@ class GradCAMRecipe(ClassificationRecipe):
     config: Config
     monitor = ("accuracy", "max")
 
-    def __init__(self, config: Config, runtime: Runtime, facts: dict | None = None) -> None:
-        if not facts and config.data == SCENES:
-            mean, deviation = statistics(scene_images(config, "train"))
-            facts = {"labels": LABELS, "mean": mean, "deviation": deviation}
-        super().__init__(config, runtime, facts)
-
-    @cached_property
-    def train_data(self) -> Images:
-        if self.config.data != SCENES:
-            return ClassificationRecipe.train_data.func(self)
-        return scene_images(self.config, "train").with_transform(v2.Compose(self.augmentation() + self.to_input()))
-
-    @cached_property
-    def test_data(self) -> Images:
-        if self.config.data != SCENES:
-            return ClassificationRecipe.test_data.func(self)
-        view = self.view(self.config.image_size)
-        return scene_images(self.config, "test").with_transform(v2.Compose(view + self.to_input()))
+    def open(self, split: str) -> Images:
+        return scene_images(self.config, split) if self.config.data == SCENES else super().open(split)
 
     @property
     def layer(self) -> str:
