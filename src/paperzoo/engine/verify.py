@@ -19,6 +19,7 @@ import torch
 
 from paperzoo.catalog.cards import Paper
 from paperzoo.catalog.schema import LADDER, Card, check
+from paperzoo.catalog.status import badge
 from paperzoo.engine.checkpoint import read_checkpoint, restore, snapshot
 from paperzoo.engine.configure import configure
 from paperzoo.engine.loop import Settings, fit, one_step
@@ -389,6 +390,21 @@ def status_page(papers: dict[str, Paper], status: dict[str, Any]) -> str:
         lines += ["", f"## {papers[slug].card['name']}", ""]
         lines += [f"- **{name}** {steps[name]['state']}: {steps[name]['text']}" for name in LADDER if name in steps]
     return "\n".join(lines) + "\n"
+
+
+def readme_table(page: str, papers: dict[str, Paper], status: dict[str, Any]) -> str:
+    """A README with the table between its marks `<!-- papers -->` and `<!-- /papers -->` written anew."""
+    begin, end = "<!-- papers -->", "<!-- /papers -->"
+    if begin not in page or end not in page:
+        return page
+    lines = ["", "", "| area | paper | year | status | in one line |", "|---|---|---|---|---|"]
+    for slug, paper in papers.items():
+        link = f"[{slug}](src/paperzoo/papers/{paper.area}/{slug}/notes.md)"
+        mark = badge(status.get(slug, {}))
+        area = paper.area.replace("_", " ")
+        lines.append(f"| {area} | {link} | {paper.card['year']} | `{mark}` | {paper.card['summary']} |")
+    head, tail = page.split(begin)[0], page.split(end)[1]
+    return head + begin + "\n".join(lines) + "\n\n" + end + tail
 
 
 def record(paper: Paper, metrics: dict[str, float], config: dict, seconds: float, device: str, commit: str) -> Path:
