@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paperzoo.catalog.cards import Paper, find, papers
+from paperzoo.catalog.status import LETTERS, PATH, badge, read_status
 
 if TYPE_CHECKING:
     from paperzoo.engine.run import Run
@@ -41,31 +42,12 @@ def first_rank() -> bool:
 # -- the catalogue -----------------------------------------------------------------------------------------------------
 
 
-def status_of() -> dict[str, Any]:
-    """slug -> step -> state, as `verify --all` left it."""
-    path = Path(__file__).parent / "catalog" / "status.json"
-    try:
-        return json_module.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-LETTERS = {"builds": "B", "matches": "M", "learns": "L", "deploys": "D", "reproduces": "R"}
-
-
-def badge(steps: dict[str, Any]) -> str:
-    """Five letters, one for each step that was passed: BMLD-; a dot where it does not apply."""
-    return "".join(
-        {"passed": letter, "n/a": "·"}.get(steps.get(name, {}).get("state"), "-") for name, letter in LETTERS.items()
-    )
-
-
 def names(found: list[str], json: bool) -> None:
     emit(found) if json else print("\n".join(found))
 
 
 def paper_list(found: list[Paper], json: bool) -> None:
-    status = status_of()
+    status = read_status()
     if json:
         return emit([describe(paper, status) for paper in found])
     width = shutil.get_terminal_size((120, 24)).columns
@@ -90,7 +72,7 @@ def describe(paper: Paper, status: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(paper: Paper, json: bool) -> None:
-    status = status_of()
+    status = read_status()
     if json:
         return emit(describe(paper, status))
     card = paper.card
@@ -294,7 +276,7 @@ def exported(result: Any, json: bool) -> None:
 def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool) -> int:
     """Climb, print, and with `--all` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
     from paperzoo.engine.files import write_text
-    from paperzoo.engine.verify import refuse_unknown_steps, status_data, status_page
+    from paperzoo.engine.verify import readme_table, refuse_unknown_steps, status_data, status_page
     from paperzoo.engine.verify import verify as climb
 
     chosen = refuse_unknown_steps(steps)
@@ -310,13 +292,12 @@ def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool) ->
     if json:
         emit(status)
     if all_papers and not steps:
-        write_text(
-            Path(__file__).parent / "catalog" / "status.json",
-            json_module.dumps(status, indent=1, ensure_ascii=False) + "\n",
-        )
+        write_text(PATH, json_module.dumps(status, indent=1, ensure_ascii=False) + "\n")
         root = Path(__file__).parents[2]
         if (root / "pyproject.toml").exists():
             write_text(root / "STATUS.md", status_page(papers(), status))
+            readme = root / "README.md"
+            write_text(readme, readme_table(readme.read_text(encoding="utf-8"), papers(), status))
             if not json:
                 print(f"wrote {root / 'STATUS.md'}")
     return int(any(not step.ok for steps in results.values() for step in steps))
