@@ -1,0 +1,433 @@
+"""FPN: Feature Pyramid Networks for Object Detection (Lin et al., CVPR 2017, arXiv:1612.03144).
+
+The pyramid (sec. 3), the rule that gives a region its level (eq. 1), and the region proposal network over the pyramid
+(sec. 4.1). Parameter names are torchvision's. What differs from the paper:
+
+- Regions of interest get their level as in torchvision, with 1e-6 added before rounding down in eq. 1, so that a region
+  of exactly 224 pixels is safely on level 4.
+- Convolutions of the pyramid start as in torchvision and Detectron (uniform, variance 1 / (3 fan_in), zero bias); the paper
+  does not say how.
+- The ResNet backbone strides on its 3x3 convolutions (see `classification/resnet`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, roi_align
+
+from paperzoo.blocks.boxes import (
+    AnchorGenerator,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    flatten_predictions,
+    join_boxes,
+    match_anchors,
+    sample_anchors,
+)
+from paperzoo.papers.classification.resnet.model import BasicBlock, ResNet, conv3x3, initialise, resnet50
+
+# -- the pyramid (sec. 3) --------------------------------------------------------------------------------------------
+
+
+class FeaturePyramidNetwork(nn.Module):
+    """The top-down pathway with lateral connections (fig. 3).
+
+    Features C_l (B, in_channels[l], H_l, W_l), finest first -> pyramid P_l (B, out_channels, H_l, W_l), finest first, and
+    behind it the levels that `extra_blocks` adds.
+
+    Args:
+        in_channels: channels of each feature map.
+        out_channels: d, the channels of every level (paper: 256).
+        extra_blocks: `LastLevelMaxPool`, `LastLevelP6P7`, or a module that takes (pyramid, features) and returns the
+            coarser levels; None adds none.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], out_channels: int = 256, extra_blocks: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        # each convolution is alone in a Sequential, because the public checkpoints' names say so
+        self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(c, out_channels, 1)) for c in in_channels)
+        self.layer_blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(out_channels, out_channels, 3, padding=1)) for _ in in_channels
+        )
+        for convolution in [*self.inner_blocks, *self.layer_blocks]:
+            start(convolution[0])
+        self.extra_blocks = extra_blocks
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        if len(features) != len(self.inner_blocks):
+            raise ValueError(f"features has {len(features)} levels; this pyramid is made for {len(self.inner_blocks)}")
+        merged: list[Tensor] = []
+        for lateral, feature in zip(reversed(self.inner_blocks), reversed(features), strict=True):
+            level = lateral(feature)
+            if merged:  # nearest neighbour "for simplicity"; to the size of the finer map, which may be odd
+                level = level + F.interpolate(merged[0], size=level.shape[-2:], mode="nearest")
+            merged.insert(0, level)
+        # "a 3x3 convolution on each merged map … to reduce the aliasing effect of upsampling"; no non-linearity
+        pyramid = [smooth(level) for smooth, level in zip(self.layer_blocks, merged, strict=True)]
+        return pyramid if self.extra_blocks is None else pyramid + self.extra_blocks(pyramid, features)
+
+
+class LastLevelMaxPool(nn.Module):
+    """P6 of sec. 4.1: every second pixel of P5. (pyramid, features) -> [P6]."""
+
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+        return [F.max_pool2d(pyramid[-1], kernel_size=1, stride=2)]
+
+
+class LastLevelP6P7(nn.Module):
+    """P6 and P7 of RetinaNet (arXiv:1708.02002, sec. 4): (pyramid, features) -> [P6, P7].
+
+    P6 is a strided convolution on C5, or on P5 where `in_channels == out_channels` (as torchvision decides it).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        start(self.p6)
+        start(self.p7)
+        self.from_pyramid = in_channels == out_channels
+
+    def forward(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+        p6 = self.p6(pyramid[-1] if self.from_pyramid else features[-1])
+        return [p6, self.p7(F.relu(p6))]
+
+
+def start(convolution: nn.Conv2d) -> None:
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    nn.init.zeros_(convolution.bias)
+
+
+class BackboneWithFPN(nn.Module):
+    """A convolutional hierarchy and the pyramid on some of its stages: images (B, 3, H, W) -> the pyramid's levels.
+
+    Args:
+        body: has `stages(x)` and `stage_channels`; a classifier's pooling and last layer are dropped.
+        stages: which stages the pyramid stands on, counted from 0 (1, 2, 3 is C3 to C5).
+        out_channels, extra_blocks: as `FeaturePyramidNetwork`.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        stages: Sequence[int] = (0, 1, 2, 3),
+        out_channels: int = 256,
+        extra_blocks: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = headless(body)
+        self.taken = tuple(stages)
+        self.fpn = FeaturePyramidNetwork([body.stage_channels[i] for i in stages], out_channels, extra_blocks)
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.body.stages(images)
+        return self.fpn([features[i] for i in self.taken])
+
+    def load_body(self, state_dict: dict[str, Tensor]) -> None:
+        """Weights of a classifier with the same body; its last layer is left out."""
+        load_body(self.body, state_dict)
+
+
+class SingleLevel(nn.Module):
+    """No pyramid: one stage of the backbone as it is, the baseline of table 1 (a, b). Images -> [C_l]."""
+
+    def __init__(self, body: nn.Module, stage: int = 2) -> None:
+        super().__init__()
+        self.body = headless(body)
+        for i in range(stage + 1, 4):  # what nobody looks at is not kept
+            setattr(self.body, f"layer{i + 1}", nn.Identity())
+        self.stage = stage
+        self.out_channels = body.stage_channels[stage]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.body.stages(images)[self.stage]]
+
+    def load_body(self, state_dict: dict[str, Tensor]) -> None:
+        """Weights of a classifier with the same body; its later stages and last layer are left out."""
+        load_body(self.body, state_dict)
+
+
+def headless(body: nn.Module) -> nn.Module:
+    """The network without its pooling and classifier, in place."""
+    for name in ("avgpool", "fc"):
+        if hasattr(body, name):
+            setattr(body, name, nn.Identity())
+    return body
+
+
+def load_body(body: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    wanted = body.state_dict()
+    missing = [name for name in wanted if name not in state_dict and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(
+            f"state_dict lacks {missing[0]} and {len(missing) - 1} more; weights of the same body are needed"
+        )
+    body.load_state_dict({name: state_dict.get(name, value) for name, value in wanted.items()})
+
+
+# -- regions of interest (sec. 4.2) ----------------------------------------------------------------------------------
+
+
+def assign_levels(
+    boxes: Tensor, lowest: int = 2, highest: int = 5, canonical_size: float = 224.0, canonical_level: int = 4
+) -> Tensor:
+    """Eq. 1: k = floor(k0 + log2(sqrt(w h) / 224)), held between the lowest and the highest level.
+
+    Args:
+        boxes: (N, 4) in pixels of the network's input.
+
+    Returns:
+        int64 (N,), the level of each box, `lowest` to `highest`.
+    """
+    size = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    level = torch.floor(canonical_level + torch.log2(size / canonical_size) + 1e-6)
+    return level.clamp(lowest, highest).to(torch.int64)
+
+
+def pool_regions(
+    pyramid: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    output_size: int = 7,
+    strides: Sequence[int] = (4, 8, 16, 32),
+    sampling_ratio: int = 2,
+) -> Tensor:
+    """RoI features, each from the level that eq. 1 gives it (RoIAlign, where the paper of 2016 had RoI pooling).
+
+    Args:
+        pyramid: P_l (B, C, H_l, W_l), one for each stride.
+        boxes: for each image (N_i, 4).
+
+    Returns:
+        (sum of N_i, C, output_size, output_size), image by image.
+    """
+    lowest, highest = (int(s).bit_length() - 1 for s in (strides[0], strides[-1]))
+    joined = torch.cat(list(boxes))
+    image = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor([len(b) for b in boxes])).to(joined)
+    regions = torch.cat([image[:, None], joined], dim=1)
+    levels = assign_levels(joined, lowest, highest) - lowest
+    pooled = pyramid[0].new_zeros(len(joined), pyramid[0].shape[1], output_size, output_size)
+    for i, (level, stride) in enumerate(zip(pyramid, strides, strict=True)):
+        rows = (levels == i).nonzero()[:, 0]
+        found = roi_align(level, regions[rows], output_size, 1 / stride, sampling_ratio)
+        pooled = pooled.index_put((rows,), found.to(pooled.dtype))
+    return pooled
+
+
+# -- region proposals (sec. 4.1) -------------------------------------------------------------------------------------
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution and two sibling 1x1 convolutions, *shared across the levels*.
+
+    Levels (B, C, H_l, W_l) -> objectness logits (B, A) and box deltas (B, A, 4) over all levels' anchors.
+    """
+
+    def __init__(self, in_channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Sequential(nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU()))
+        self.cls_logits = nn.Conv2d(in_channels, num_anchors, 1)
+        self.bbox_pred = nn.Conv2d(in_channels, 4 * num_anchors, 1)
+        for layer in (self.conv[0][0], self.cls_logits, self.bbox_pred):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        hidden = [self.conv(level) for level in levels]
+        objectness = flatten_predictions([self.cls_logits(h) for h in hidden], 1)
+        return objectness[..., 0], flatten_predictions([self.bbox_pred(h) for h in hidden], 4)
+
+
+class RegionProposalNetwork(nn.Module):
+    """The head, its anchors, its loss and its proposals; plain enough for any two-stage detector to hold.
+
+    Args:
+        channels: of every level.
+        anchors: where the head predicts.
+        high, low: IoU from which an anchor is an object, below which it is background (0.7 and 0.3).
+        sampled, positive: anchors of an image that the loss looks at, and the part of them that may be objects.
+        nms_threshold: proposals of one level that overlap more are one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        anchors: AnchorGenerator,
+        high: float = 0.7,
+        low: float = 0.3,
+        sampled: int = 256,
+        positive: float = 0.5,
+        nms_threshold: float = 0.7,
+    ) -> None:
+        super().__init__()
+        if len(set(anchors.per_cell)) != 1:
+            raise ValueError(
+                f"anchors has {anchors.per_cell} anchors a cell; a shared head needs the same on each level"
+            )
+        self.head = RPNHead(channels, anchors.per_cell[0])
+        self.anchors = anchors
+        self.high, self.low = high, low
+        self.sampled, self.positive = sampled, positive
+        self.nms_threshold = nms_threshold
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.head(levels)
+
+    def loss(
+        self, outputs: tuple[Tensor, Tensor], targets: Sequence[dict[str, Tensor]], canvas: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Log loss over the sampled anchors, and smooth L1 (beta 1/9) over the matched ones among them.
+
+        Args:
+            outputs: of `forward`.
+            targets: for each image {"boxes": (N, 4)} in pixels of the canvas.
+            canvas: height and width of the batch's images.
+        """
+        objectness, deltas = outputs
+        boxes, owner = join_boxes(targets)
+        anchors = self.anchors(*canvas, device=objectness.device)
+        matched = match_anchors(boxes, owner, len(targets), anchors, self.high, self.low)
+        positive, negative = sample_anchors(matched, self.sampled, self.positive)
+        chosen = positive | negative
+        count = chosen.sum().clamp(min=1)
+        image, anchor = positive.nonzero(as_tuple=True)
+        wanted = encode_boxes(boxes[matched[image, anchor]], anchors[anchor])
+        return {
+            "objectness": F.binary_cross_entropy_with_logits(objectness[chosen].float(), positive[chosen].float()),
+            "boxes": F.smooth_l1_loss(deltas[image, anchor].float(), wanted, beta=1 / 9, reduction="sum") / count,
+        }
+
+    @torch.no_grad()
+    def proposals(
+        self, outputs: tuple[Tensor, Tensor], sizes: Tensor, canvas: tuple[int, int], before: int, after: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The best proposals of each image: boxes (N, 4) in pixels and scores (N,), N <= after, best first.
+
+        Args:
+            outputs: of `forward`.
+            sizes: (B, 2) height and width of each image inside the canvas.
+            canvas: height and width of the batch's images.
+            before: kept of each level before non-maximum suppression, which works within a level.
+            after: kept of each image after it.
+        """
+        objectness, deltas = (output.float() for output in outputs)
+        anchors = self.anchors(*canvas, device=objectness.device)
+        score, column, level, first = [], [], [], 0
+        for i, count in enumerate(self.anchors.counts(*canvas)):
+            best = objectness[:, first : first + count].topk(min(before, count), dim=1)
+            score.append(best.values)
+            column.append(best.indices + first)
+            level.append(torch.full_like(best.indices, i))
+            first += count
+        scores, columns, levels = (torch.cat(x, dim=1) for x in (score, column, level))
+        picked = deltas.gather(1, columns[..., None].expand(-1, -1, 4))
+        boxes = clip_boxes(decode_boxes(picked, anchors[columns]), sizes)
+        usable = (boxes[..., 2:] - boxes[..., :2] >= 1e-3).all(-1)
+        result = []
+        for b, s, k, ok in zip(boxes, scores.sigmoid(), levels, usable, strict=True):
+            b, s, k = b[ok], s[ok], k[ok]
+            keep = batched_nms(b, s, k, self.nms_threshold)[:after]
+            result.append((b[keep], s[keep]))
+        return result
+
+
+class ProposalNetwork(nn.Module):
+    """A backbone and a region proposal network, as a detector of one class ("an object"): see `tasks/detection.py`.
+
+    `forward(images)` gives objectness logits (B, A) and box deltas (B, A, 4); with targets, the losses.
+    """
+
+    num_classes = 1
+
+    def __init__(self, backbone: nn.Module, rpn: RegionProposalNetwork, before: int = 1000, after: int = 1000) -> None:
+        super().__init__()
+        self.backbone, self.rpn = backbone, rpn
+        self.before, self.after = before, after
+
+    def load_backbone(self, state_dict: dict[str, Tensor]) -> None:
+        """Start from a classifier's weights."""
+        self.backbone.load_body(state_dict)
+
+    def forward(
+        self, images: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        outputs = self.rpn(self.backbone(images))
+        return outputs if targets is None else self.rpn.loss(outputs, targets, tuple(images.shape[-2:]))
+
+    def postprocess(
+        self, outputs: tuple[Tensor, Tensor], sizes: Tensor, canvas: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        found = self.rpn.proposals(outputs, sizes, canvas, self.before, self.after)
+        return [{"boxes": b, "scores": s, "labels": torch.zeros_like(s, dtype=torch.int64)} for b, s in found]
+
+
+# -- variants --------------------------------------------------------------------------------------------------------
+
+
+def rpn_resnet50_fpn(num_classes: int = 1) -> ProposalNetwork:
+    """Table 1 (c): proposals from P2 to P6 of ResNet-50; anchors of 32 to 512 pixels, one size a level, three ratios."""
+    only_objects(num_classes)
+    backbone = BackboneWithFPN(resnet50(), extra_blocks=LastLevelMaxPool())
+    anchors = AnchorGenerator((4, 8, 16, 32, 64), [(size,) for size in (32, 64, 128, 256, 512)])
+    return ProposalNetwork(backbone, RegionProposalNetwork(256, anchors))
+
+
+def rpn_resnet50_c4(num_classes: int = 1) -> ProposalNetwork:
+    """Table 1 (a): the baseline, proposals from C4 alone; all five sizes at each of its cells."""
+    only_objects(num_classes)
+    backbone = SingleLevel(resnet50())
+    anchors = AnchorGenerator((16,), [(32, 64, 128, 256, 512)])
+    return ProposalNetwork(backbone, RegionProposalNetwork(backbone.out_channels, anchors))
+
+
+def rpn_tiny_fpn(num_classes: int = 1) -> ProposalNetwork:
+    """`rpn_resnet50_fpn` in small, for images of about 100 pixels: anchors of 8 to 128 pixels."""
+    only_objects(num_classes)
+    backbone = BackboneWithFPN(TinyBody(), out_channels=48, extra_blocks=LastLevelMaxPool())
+    anchors = AnchorGenerator((4, 8, 16, 32, 64), [(size,) for size in (8, 16, 32, 64, 128)])
+    return ProposalNetwork(backbone, RegionProposalNetwork(48, anchors), before=200, after=100)
+
+
+def rpn_tiny_c4(num_classes: int = 1) -> ProposalNetwork:
+    """`rpn_resnet50_c4` in small, on the same backbone as `rpn_tiny_fpn`."""
+    only_objects(num_classes)
+    backbone = SingleLevel(TinyBody())
+    anchors = AnchorGenerator((16,), [(8, 16, 32, 64, 128)])
+    return ProposalNetwork(backbone, RegionProposalNetwork(backbone.out_channels, anchors), before=200, after=100)
+
+
+def only_objects(num_classes: int) -> None:
+    if num_classes != 1:
+        raise ValueError(f"num_classes is {num_classes}; a proposal network knows one class, an object")
+
+
+class TinyBody(nn.Module):
+    """A thin residual hierarchy with ResNet's strides (4, 8, 16, 32), for pictures of about 100 pixels.
+
+    One basic block a stage; the stem is a strided 3x3 convolution and ResNet's max pool.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 48, 64, 96), in_channels: int = 3) -> None:
+        super().__init__()
+        self.stage_channels = list(channels)
+        self.conv1 = conv3x3(in_channels, channels[0] // 2, stride=2)
+        self.bn1 = nn.BatchNorm2d(channels[0] // 2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        inplanes = channels[0] // 2
+        for i, planes in enumerate(channels):
+            stride = 1 if i == 0 else 2
+            shortcut = nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+            self.add_module(f"layer{i + 1}", nn.Sequential(BasicBlock(inplanes, planes, stride, shortcut)))
+            inplanes = planes
+        initialise(self)
+
+    stages = ResNet.stages
+    relu = staticmethod(F.relu)
