@@ -1,0 +1,411 @@
+"""Object detection: boxes with classes and scores.
+
+Boxes are x1 y1 x2 y2 in pixels, x2 and y2 exclusive. Labels are 0 … num_classes - 1, without a class for background.
+
+A batch is a dict:
+    images   float32 (B, 3, H, W): resized, normalised with `facts`, zero-padded right and below; (H, W) is the canvas
+    sizes    int64 (B, 2): height and width of each image inside the canvas
+    targets  for each image {"boxes": float32 (N, 4) in pixels of the canvas, "labels": int64 (N,)}; N may be 0
+    truth    for evaluation: for each image boxes, labels, iscrowd, area, size in pixels of the original image
+
+A detector is a module with four members, whether it has anchors, proposals or queries:
+    model(images)                                 raw outputs, a tuple of tensors (B, …): what is exported
+    model(images, targets)                        the losses, a dict of scalars; their sum is learned from
+    model.postprocess(outputs, sizes, canvas)     for each image {"boxes": (N, 4) in pixels of the canvas, "scores": (N,),
+                                                  "labels": int64 (N,)}, best first; sizes as above, canvas = (H, W)
+    model.num_classes
+and two more where they make sense: `reset_classifier(num_classes)` to learn other classes, `load_backbone(state_dict)` to
+start from a classifier's weights.
+
+A prediction is a `Detection`, in pixels of the image that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from paperzoo.blocks.boxes import pad_images
+from paperzoo.data.coco import DetectionData, open_detection
+from paperzoo.data.images import to_image
+from paperzoo.engine.models import create
+from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.runtime import Runtime
+from paperzoo.errors import DataError, PaperZooError
+from paperzoo.tasks.classification import IMAGENET, Count, Fraction, Positive, learning_rate_factor, make_optimizer
+
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075", "#f032e6")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The objects in one image, best first: one entry of each list an object. Boxes in pixels of the image."""
+
+    boxes: list[tuple[float, float, float, float]]
+    labels: list[str]
+    scores: list[float]
+    indices: list[int]
+
+    def above(self, score: float) -> Detection:
+        """Only the objects with at least this score."""
+        n = sum(s >= score for s in self.scores)
+        return Detection(self.boxes[:n], self.labels[:n], self.scores[:n], self.indices[:n])
+
+
+@dataclass(frozen=True)
+class Config:
+    """The default recipe: gradient descent on the sum of the detector's losses. Batch of 16, 90,000 steps is COCO's "1x"."""
+
+    model: str = "retinanet_resnet50_fpn"
+    data: str = "digit_scenes"
+    scenes: Count = 512  # how many scenes to learn from, their pixels and digits: only for digit_scenes
+    scene_size: Count = 96
+    scene_objects: Count = 4
+    scene_scale: tuple[float, float] = (0.2, 0.45)
+    resize: Literal["shortest", "square"] = "shortest"  # the shortest side to image_sizes, or both sides
+    image_sizes: tuple[Count, ...] = (800,)  # drawn from while learning; the last one is for evaluation
+    longest_side: Count = 1333  # with "shortest": no side is longer
+    multiple: Count = 32  # images are padded to a multiple of it
+    normalise: Literal["imagenet", "none"] = "imagenet"
+    augment: Literal["none", "colour", "flip", "ssd"] = "flip"
+    weights: str | None = None  # start from these weights of the whole detector
+    backbone_weights: str | None = None  # or from a classifier's
+    freeze: tuple[str, ...] = ()  # parameters whose names begin so do not learn
+    freeze_norms: bool = False  # batch norms keep their statistics and do not learn
+    steps: Count = 90_000
+    batch_size: Count = 16
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Positive = 0.01
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_all: bool = True
+    schedule: Literal["constant", "cosine", "step"] = "step"
+    milestones: tuple[Fraction, ...] = (2 / 3, 8 / 9)
+    gamma: Positive = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    clip: Positive | None = None
+    ema_decay: Fraction | None = None
+    show_above: Fraction = 0.5  # pictures show objects with at least this score
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+def augmentation(kind: str) -> list[nn.Module]:
+    """The random transforms of an augmentation's name, on a dict of tv_tensors."""
+    flip = v2.RandomHorizontalFlip()
+    # the patched-in border of RandomZoomOut is grey, ImageNet's mean
+    ssd = [v2.RandomPhotometricDistort(), v2.RandomZoomOut(fill=(123, 116, 103)), v2.RandomIoUCrop(), flip]
+    kinds = {"none": [], "colour": [v2.RandomPhotometricDistort()], "flip": [flip], "ssd": ssd}
+    return [*kinds[kind], v2.SanitizeBoundingBoxes(min_size=1)]
+
+
+def resized(image: Tensor, shape: str, size: int, longest: int) -> Tensor:
+    """A float image (3, H, W), bilinearly resized as torchvision's detectors do it.
+
+    Args:
+        shape: "shortest": by one factor, so that the shortest side becomes `size` but no side longer than `longest`;
+            "square": both sides to `size`.
+    """
+    height, width = image.shape[1:]
+    if shape == "square":
+        return image if height == width == size else F.interpolate(image[None], (size, size), mode="bilinear")[0]
+    factor = min(size / min(height, width), longest / max(height, width))
+    if factor == 1.0:
+        return image
+    return F.interpolate(image[None], scale_factor=factor, mode="bilinear", recompute_scale_factor=True)[0]
+
+
+class Prepared(Dataset):
+    """A detection data set as the network sees it: random transforms and a random size to learn from, or neither."""
+
+    def __init__(self, data: DetectionData, recipe: DetectionRecipe, train: bool) -> None:
+        self.data, self.config, self.facts, self.train = data, recipe.config, recipe.facts, train
+        self.transform = v2.Compose(augmentation(self.config.augment)) if train else None
+        self.labels = torch.tensor(relabelled(data, recipe.facts["labels"]))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.data[index]
+        labels = self.labels[item["labels"]]
+        if not self.train:
+            truth = {"boxes": item["boxes"], "labels": labels, "iscrowd": item["crowd"].long(), "area": item["area"]}
+            image = to_network(item["image"], self.config, self.facts)
+            return {"image": image, "truth": truth | {"size": torch.tensor(item["image"].shape[1:])}}
+        solid = ~item["crowd"]
+        size = tuple(item["image"].shape[1:])
+        sample = {
+            "image": tv_tensors.Image(item["image"]),
+            "boxes": tv_tensors.BoundingBoxes(item["boxes"][solid], format="XYXY", canvas_size=size),
+            "labels": labels[solid],
+        }
+        sample = self.transform(sample)
+        choice = int(torch.randint(len(self.config.image_sizes), ()))
+        picture, boxes = sample["image"].as_subclass(Tensor), sample["boxes"].as_subclass(Tensor).float()
+        image = to_network(picture, self.config, self.facts, self.config.image_sizes[choice])
+        return {"image": image, "boxes": boxes * scale(picture, image), "labels": sample["labels"]}
+
+
+def to_network(image: Tensor, config: Any, facts: dict, size: int | None = None) -> Tensor:
+    """A uint8 image (3, H, W), normalised and resized: float32 (3, h, w)."""
+    mean, deviation = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "deviation"))
+    image = (image.float() / 255 - mean) / deviation
+    return resized(image, config.resize, config.image_sizes[-1] if size is None else size, config.longest_side)
+
+
+def scale(before: Tensor, after: Tensor) -> Tensor:
+    """What boxes are multiplied with, (4,), when an image (3, H, W) becomes one (3, h, w)."""
+    return torch.tensor([after.shape[2] / before.shape[2], after.shape[1] / before.shape[1]]).repeat(2)
+
+
+def relabelled(data: DetectionData, labels: Sequence[str]) -> list[int]:
+    """For each of the data's classes, its number among those that were learned.
+
+    Raises:
+        DataError: if the data has a class that was not learned.
+    """
+    for label in data.labels:
+        if label not in labels:
+            known = ", ".join(labels[:5])
+            raise DataError(
+                data.path(0),
+                f"the data has the class '{label}', which is not among the {len(labels)} learned: {known} …",
+            )
+    return [labels.index(label) for label in data.labels]
+
+
+class Collate:
+    """Samples of `Prepared` to a batch, as the module's docstring says."""
+
+    def __init__(self, multiple: int) -> None:
+        self.multiple = multiple
+
+    def __call__(self, samples: list[dict]) -> dict:
+        images = [s["image"] for s in samples]
+        batch = {"images": pad_images(images, self.multiple), "sizes": torch.tensor([x.shape[1:] for x in images])}
+        if "truth" in samples[0]:
+            return batch | {"truth": [s["truth"] for s in samples]}
+        return batch | {"targets": [{"boxes": s["boxes"], "labels": s["labels"]} for s in samples]}
+
+
+class DetectionRecipe(Recipe):
+    """The task's default recipe. A detector with another way to learn overrides `step` or `train_data`."""
+
+    config: Config
+    monitor = ("mAP", "max")
+
+    def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
+        super().__init__(config, runtime, facts)
+        if not self.facts:
+            mean, deviation = IMAGENET if config.normalise == "imagenet" else ([0.0] * 3, [1.0] * 3)
+            self.facts = {"labels": self.open("train").labels, "mean": mean, "deviation": deviation}
+        self.model = runtime.place(self.build())
+        self.optimizer = make_optimizer(config, self.model)
+        factor = lambda step: learning_rate_factor(config, step)  # noqa: E731
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.average = None
+        if config.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
+    def build(self) -> nn.Module:
+        """The detector, for the data's classes, with what is frozen frozen."""
+        config, classes = self.config, len(self.facts["labels"])
+        if config.weights is None:
+            model = create(config.model, num_classes=classes)
+        else:
+            model = create(config.model, weights=config.weights)
+            if model.num_classes != classes:
+                model.reset_classifier(classes)
+                model.paperzoo["arguments"]["num_classes"] = classes
+        if config.backbone_weights is not None:
+            from paperzoo.engine.weights import read_state
+
+            path = Path(config.backbone_weights).expanduser()
+            try:
+                model.load_backbone(read_state(path))
+            except (ValueError, RuntimeError) as error:
+                raise PaperZooError(
+                    f"{path}: these weights do not fit the backbone of {config.model}: {error}"
+                ) from None
+        for prefix in config.freeze:
+            chosen = [p for name, p in model.named_parameters() if name.startswith(prefix)]
+            if not chosen:
+                raise PaperZooError(f"freeze: no parameter of {config.model} begins with '{prefix}'")
+            for parameter in chosen:
+                parameter.requires_grad_(False)
+        if config.freeze_norms:
+            for norm in batch_norms(model):
+                for parameter in norm.parameters():
+                    parameter.requires_grad_(False)
+        return model
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def open(self, split: str) -> DetectionData:
+        """The raw data of a split."""
+        c = self.config
+        if c.data != "digit_scenes":
+            return open_detection(c.data, split)
+        count = c.scenes if split == "train" else min(128, c.scenes)
+        return open_detection(
+            c.data, split, count=count, size=c.scene_size, max_objects=c.scene_objects, scale=c.scene_scale
+        )
+
+    @cached_property
+    def train_data(self) -> Dataset:
+        return Prepared(self.open("train"), self, train=True)
+
+    @cached_property
+    def test_data(self) -> Dataset:
+        return Prepared(self.open("test"), self, train=False)
+
+    @cached_property
+    def batches(self):
+        collate = Collate(self.config.multiple)
+        return self.runtime.batches(
+            self.train_data, self.config.batch_size, workers=self.config.workers, collate=collate
+        )
+
+    def batch(self) -> dict:
+        return self.batches.next()
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def step(self, batch: dict) -> dict:
+        self.model.train()
+        if self.config.freeze_norms:
+            for norm in batch_norms(self.model):
+                norm.eval()
+        losses = self.model(batch["images"], batch["targets"])
+        return {"loss": sum(losses.values())} | {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+
+    @torch.inference_mode()
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """COCO's twelve numbers over the whole split (pycocotools, through torchmetrics); those that do not exist are left out.
+
+        mAP is the mean over IoU 0.5 to 0.95 and classes; AR1, AR10, AR100 the recall with so many detections an image.
+        """
+        metric = self.metric()
+        data = self.test_data if split == "test" else Prepared(self.open(split), self, train=False)
+        collate = Collate(self.config.multiple)
+        for batch in self.runtime.loader(data, min(self.config.batch_size, 32), self.config.workers, collate):
+            found = self.detect(batch["images"], batch["sizes"], [t["size"] for t in batch["truth"]])
+            metric.update(found, batch["truth"])
+        return coco_numbers(metric.compute())
+
+    def metric(self) -> Any:
+        """The metric that `evaluate` fills."""
+        from torchmetrics.detection import MeanAveragePrecision
+
+        metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools").to(self.runtime.device)
+        metric.warn_on_many_detections = False  # COCO's protocol itself takes the best 100
+        return metric
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def detect(self, images: Tensor, sizes: Tensor, originals: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """A batch of network inputs to boxes, scores and labels in pixels of the original images (height, width)."""
+        model = self.deployed.eval()
+        found = model.postprocess(model(images), sizes, tuple(images.shape[-2:]))
+        for objects, size, original in zip(found, sizes, originals, strict=True):
+            factor = (torch.as_tensor(original, device=sizes.device) / size).flip(0).repeat(2)
+            objects["boxes"] = objects["boxes"] * factor.to(objects["boxes"].dtype)
+        return found
+
+    @torch.inference_mode()
+    def predict(self, inputs: list) -> list[Detection]:
+        """Paths, PIL images or arrays (see `paperzoo.data.images.to_image`) to the objects in them."""
+        results: list[Detection] = []
+        for start in range(0, len(inputs), 8):
+            raw = [to_image(value) for value in inputs[start : start + 8]]
+            images = [to_network(image, self.config, self.facts) for image in raw]
+            sizes = torch.tensor([x.shape[1:] for x in images], device=self.runtime.device)
+            batch = pad_images(images, self.config.multiple).to(self.runtime.device)
+            found = self.detect(batch, sizes, [torch.tensor(image.shape[1:]) for image in raw])
+            results += [answer(objects, self.facts["labels"]) for objects in found]
+        return results
+
+    def samples(self, folder: Path) -> list[str]:
+        """Eight held-out images, written as PNG files."""
+        data, paths = self.open("test"), []
+        for i in range(0, len(data), max(1, len(data) // 8))[:8]:
+            paths.append(str(folder / f"{i:05d}.png"))
+            Image.fromarray(data[i]["image"].permute(1, 2, 0).numpy()).save(paths[-1])
+        return paths
+
+    def example(self) -> tuple[Tensor]:
+        size = -(-self.config.image_sizes[-1] // self.config.multiple) * self.config.multiple
+        return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+    def draw(self, value: Any, result: Detection) -> Image.Image:
+        shown = result.above(self.config.show_above)
+        captions = [f"{label} {score:.0%}" for label, score in zip(shown.labels, shown.scores, strict=True)]
+        return drawn(to_image(value), shown.boxes, captions, shown.indices)
+
+    def figures(self) -> dict[str, Image.Image]:
+        """Held-out images with what was found, and with what is there."""
+        from paperzoo.engine.pictures import tile
+
+        data = self.open("test")
+        items = [data[i] for i in range(0, len(data), max(1, len(data) // 16))[:16]]
+        numbers = relabelled(data, self.facts["labels"])
+        found = [
+            self.draw(item["image"], r)
+            for item, r in zip(items, self.predict([i["image"] for i in items]), strict=True)
+        ]
+        true = []
+        for item in items:
+            labels = [numbers[k] for k in item["labels"].tolist()]
+            true.append(drawn(item["image"], item["boxes"].tolist(), [self.facts["labels"][k] for k in labels], labels))
+        return {"Found": tile(found, 4), "There": tile(true, 4)}
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def coco_numbers(computed: dict[str, Tensor]) -> dict[str, float]:
+    """torchmetrics' names in COCO's words; -1 means that there was nothing to measure, and is dropped."""
+    words = {"map": "mAP", "map_50": "mAP50", "map_75": "mAP75"} | {f"mar_{k}": f"AR{k}" for k in (1, 10, 100, 1000)}
+    for part in ("small", "medium", "large"):
+        words |= {f"map_{part}": f"mAP_{part}", f"mar_{part}": f"AR_{part}"}
+    return {word: float(computed[key]) for key, word in words.items() if key in computed and float(computed[key]) >= 0}
+
+
+def answer(objects: dict[str, Tensor], labels: Sequence[str]) -> Detection:
+    indices = objects["labels"].tolist()
+    boxes = [tuple(round(x, 2) for x in box) for box in objects["boxes"].tolist()]
+    return Detection(boxes, [labels[k] for k in indices], objects["scores"].tolist(), indices)
+
+
+def drawn(
+    image: Tensor, boxes: Sequence[Sequence[float]], captions: Sequence[str], indices: Sequence[int], least: int = 240
+) -> Image.Image:
+    """A uint8 image (3, H, W) with captioned boxes, a colour for each class; small images are enlarged to `least` pixels."""
+    factor = max(1, -(-least // max(image.shape[1:])))
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(picture)
+    for box, caption, index in reversed(list(zip(boxes, captions, indices, strict=True))):  # the best on top
+        x1, y1, x2, y2 = (factor * v for v in box)
+        colour = COLOURS[index % len(COLOURS)]
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=2)
+        left, top, right, bottom = pen.textbbox((x1 + 2, max(0, y1 - 12)), caption)
+        pen.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
+        pen.text((x1 + 2, max(0, y1 - 12)), caption, fill="white")
+    return picture
