@@ -48,9 +48,8 @@ def write(paper: Paper, run: Run, log: RunLog) -> Path:
     if monitored in run.metrics:
         parts.append(f"<p><span class='big'>{shown(run.metrics[monitored])}</span> {text(words(monitored))}</p>")
     parts += ["<h2>Measured</h2>", metrics_table(paper, run), "<h2>Learning</h2>", *curves(log)]
-    pictures = recipe.figures()
-    if pictures:
-        parts += ["<h2>Results</h2>", *(figure(picture, title) for title, picture in pictures.items())]
+    if run.figures:
+        parts += ["<h2>Results</h2>", *(figure(picture, title) for title, picture in run.figures.items())]
     if run.predictions:
         parts += ["<h2>Predictions</h2>", predictions(run)]
     if run.export is not None:

@@ -47,6 +47,7 @@ class Run:
     stopped: str = ""
     predictions: list[tuple[Any, Any]] = field(default_factory=list)
     export: Any = None
+    figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
@@ -235,8 +236,10 @@ def carry_out(
         )
         save_results(recipe, folder, metrics)
         run = Run(folder, metrics, recipe, progress.seconds, progress.stopped)
-        if report and runtime.rank == 0:
-            write_report(paper, run, log)
+        if report:
+            run.figures = recipe.figures()  # on every rank: what it evaluates may be a collective
+            if runtime.rank == 0:
+                write_report(paper, run, log)
     return run
 
 
@@ -322,14 +325,16 @@ def run(name: str, on_stage: Callable[[str], None] | None = None, **arguments: A
     tell("train")
     result = train(name, report=False, **arguments)
     recipe, folder = result.recipe, result.folder
-    if recipe.runtime.rank != 0:
-        return result
-    with log_file(folder, True):
+    first = recipe.runtime.rank == 0
+    with log_file(folder, first):
         tell("predict")
         (folder / "samples").mkdir(exist_ok=True)
         inputs = recipe.samples(folder / "samples")
         if inputs:
             result.predictions = list(zip(inputs, recipe.predict(inputs), strict=True))
+        result.figures = recipe.figures()
+        if not first:
+            return result
         if "deploys" not in paper.card.get("not_applicable", {}):
             tell("export")
             from paperzoo.engine.export import export

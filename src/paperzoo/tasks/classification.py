@@ -127,8 +127,7 @@ class ClassificationRecipe(Recipe):
             self.facts = {"labels": train.labels, "mean": mean, "deviation": deviation}
         self.model = runtime.place(self.build())
         self.optimizer = make_optimizer(config, self.model)
-        factor = lambda step: learning_rate_factor(config, step)  # noqa: E731
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.learning_rate_factor)
         self.average = None
         if config.ema_decay is not None:
             average = get_ema_multi_avg_fn(config.ema_decay)
@@ -199,6 +198,9 @@ class ClassificationRecipe(Recipe):
         return self.batches.next()
 
     # -- learning ------------------------------------------------------------------------------------------------
+
+    def learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(self.config, step)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
