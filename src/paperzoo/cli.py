@@ -334,11 +334,23 @@ def verify(
     step: Annotated[
         list[str] | None, typer.Option(help="Only this step: builds, matches, learns, deploys or reproduces.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Record this finished run, on the paper's own data, as the paper's reproduction."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Climb the ladder of verification: builds, matches, learns, deploys, reproduces."""
     from paperzoo import terminal
 
+    if record is not None:
+        if not names or len(names) != 1:
+            raise PaperZooError("--record needs the name of one paper")
+        from paperzoo.catalog.cards import find
+        from paperzoo.engine.verify import record as record_run
+
+        print(f"wrote {record_run(find(names[0]), record)}")
+        return
     if not names and not all:
         raise PaperZooError("name the papers to verify, or give --all")
     terminal.prepare_process()

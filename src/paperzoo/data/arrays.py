@@ -10,15 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paperzoo.catalog.cards import cache_folder
 from paperzoo.errors import DataError
-
-
-def cache_folder() -> Path:
-    """Where generated data are kept: $PAPERZOO_CACHE, else $XDG_CACHE_HOME/paperzoo, else ~/.cache/paperzoo."""
-    named = os.environ.get("PAPERZOO_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paperzoo"
 
 
 def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

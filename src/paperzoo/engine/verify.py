@@ -20,8 +20,11 @@ import torch
 from paperzoo.catalog.cards import Paper
 from paperzoo.catalog.schema import LADDER, Card, check
 from paperzoo.catalog.status import badge
+from paperzoo.engine.bench import machine
 from paperzoo.engine.checkpoint import read_checkpoint, restore, snapshot
-from paperzoo.engine.configure import configure
+from paperzoo.engine.configure import configure, read_toml
+from paperzoo.engine.files import write_text
+from paperzoo.engine.logs import read_metrics
 from paperzoo.engine.loop import Settings, fit, one_step
 from paperzoo.engine.parity import compare
 from paperzoo.engine.recipe import Recipe
@@ -407,22 +410,56 @@ def readme_table(page: str, papers: dict[str, Paper], status: dict[str, Any]) ->
     return head + begin + "\n".join(lines) + "\n\n" + end + tail
 
 
-def record(paper: Paper, metrics: dict[str, float], config: dict, seconds: float, device: str, commit: str) -> Path:
-    """Write `reproduced.json` into a paper's folder."""
-    from paperzoo.engine.files import write_text
+def record(paper: Paper, folder: Path) -> Path:
+    """Write `reproduced.json` into a paper's folder from a finished run of the preset that the card names.
 
+    It holds the metrics, the configuration, date, commit, hardware, versions and the run's log, thinned to 100 rows.
+
+    Raises:
+        PaperZooError: if the run is another paper's or preset's, or is not finished.
+    """
+    goal = check(paper).reproduces
+    stored = read_toml(folder / "config.toml")
+    if goal is None:
+        raise PaperZooError(f"{paper.slug}: the card has no [reproduces], so there is nothing to hold a run against")
+    if (stored.get("paper"), stored.get("preset")) != (paper.slug, goal.preset):
+        raise PaperZooError(
+            f"{folder}: a run of {stored.get('paper')} {stored.get('preset')}, not of {paper.slug} {goal.preset}"
+        )
+    try:
+        metrics = json.loads((folder / "config.json").read_text(encoding="utf-8"))["metrics"]
+    except (OSError, ValueError, KeyError):
+        raise PaperZooError(f"{folder}: the run is not finished; go on with: paperzoo resume {folder}") from None
+    rows = read_metrics(folder / "metrics.csv")
     data = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
-        "hardware": device,
-        "torch": torch.__version__,
-        "seconds": round(seconds, 1),
+        "date": time.strftime("%Y-%m-%d", time.localtime((folder / "config.json").stat().st_mtime)),
+        "commit": commit_of(paper.path),
+        "hardware": hardware(stored),
+        "versions": {"paperzoo": stored.get("paperzoo"), "torch": stored.get("torch"), "python": stored.get("python")},
         "metrics": metrics,
-        "config": config,
+        "config": stored["config"],
+        "settings": stored["settings"],
+        "log": [{k: float(f"{v:.5g}") for k, v in row.items()} for row in rows[:: max(1, len(rows) // 100)]],
     }
     path = paper.path / "reproduced.json"
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    write_text(path, json.dumps(data, indent=1) + "\n")
     return path
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of the checkout that a folder is in; empty outside of one."""
+    import subprocess
+
+    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def hardware(stored: dict[str, Any]) -> str:
+    device = stored.get("settings", {}).get("device", "auto")
+    facts = machine(
+        "cuda" if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()) else "cpu", None
+    )
+    return facts.get("gpu") or f"{facts['processor']}, {facts['threads']} thread(s)"
 
 
 def refuse_unknown_steps(names: list[str]) -> tuple[str, ...]:
