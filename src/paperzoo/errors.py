@@ -26,7 +26,7 @@ class UnknownName(PaperZooError):
     """A name that does not exist, answered with the nearest ones that do."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        known = list(known)
+        known, name = list(known), " ".join(str(name).split())
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known)[:12])}"
         super().__init__(f"no {kind} named '{name}'; {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tomllib
@@ -53,10 +54,12 @@ def validated(kind: type, values: dict[str, Any], what: str = "option", given: d
         # text that spells a number or none on a command line may be meant as text: --weights 7, --augment none
         raw = {k.replace("-", "_"): v for k, v in (given or {}).items() if isinstance(v, str)}
         texts = {".".join(map(str, e["loc"])) for e in error.errors()} & raw.keys()
-        if any(values_at(values, t) != raw[t] for t in texts):
+        if texts:
+            literal = json.loads(json.dumps(values, default=str))
             for t in texts:
-                set_at(values, t, raw[t])
-            return validated(kind, values, what)
+                set_at(literal, t, raw[t])
+            with contextlib.suppress(ValidationError):
+                return adapter.validate_python(literal)
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
         message = first["msg"][0].lower() + first["msg"][1:]

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from paperzoo.engine.files import write_atomically
-from paperzoo.engine.parity import leaves
 from paperzoo.engine.recipe import Recipe
 from paperzoo.errors import PaperZooError
 
@@ -45,6 +45,8 @@ def export(recipe: Recipe, path: Path, format: str = "onnx") -> Exported:
     """
     if format not in ("onnx", "torch"):
         raise PaperZooError(f"export format '{format}' is not known; it is onnx or torch")
+    if format == "torch" and path.suffix != ".pt2":
+        raise PaperZooError(f"{path}: a torch.export program's file ends in .pt2")
     network = recipe.deployed.eval().to("cpu")
     inputs = tuple(recipe.example())
     try:
@@ -63,13 +65,14 @@ def export(recipe: Recipe, path: Path, format: str = "onnx") -> Exported:
     finally:
         network.to(recipe.runtime.device)
     difference, scale = 0.0, 0.0
-    runner = onnx_runner(path) if format == "onnx" else torch.export.load(str(path)).module()
+    with quiet():
+        runner = onnx_runner(path) if format == "onnx" else torch.export.load(str(path)).module()
     network.to("cpu")
     for count in (2, 1, 3):
         batch = tuple(resize_batch(x, count) for x in inputs)
         with torch.inference_mode():
-            expected = [v for _, v in leaves(network(*batch))]
-        found = [v for _, v in leaves(runner(*batch))]
+            expected = tensors(network(*batch))
+        found = tensors(runner(*batch))
         if [v.shape for v in expected] != [v.shape for v in found]:
             raise PaperZooError(
                 f"{path}: at batch size {count} the export's outputs have other shapes than the network's"
@@ -79,6 +82,11 @@ def export(recipe: Recipe, path: Path, format: str = "onnx") -> Exported:
             scale = max(scale, float(a.abs().max()) if a.numel() else 0.0)
     network.to(recipe.runtime.device)
     return Exported(path, format, difference, scale)
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of a nested output, in the order in which exporters list them."""
+    return [v.detach() for v in tree_leaves(outputs) if isinstance(v, Tensor)]
 
 
 def to_program(network: nn.Module, inputs: tuple) -> torch.export.ExportedProgram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -99,6 +100,8 @@ def _parts(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         seen.add(id(value))
         yield from _walk(value, path + ".", seen)
     elif hasattr(value, "state_dict") and not isinstance(value, type):
+        if isinstance(value, nn.Module) and next(chain(value.parameters(), value.buffers()), None) is None:
+            return  # a transform or a loss: nothing to keep
         seen.add(id(value))
         yield path, value
     elif isinstance(value, dict):

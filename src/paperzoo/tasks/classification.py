@@ -6,7 +6,9 @@ A batch is (images, labels): float32 (B, 3, H, W), normalised with the mean and 
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -257,9 +259,9 @@ class ClassificationRecipe(Recipe):
     def samples(self, folder: Path) -> list[str]:
         """Eight held-out images, written as PNG files."""
         raw, paths = self.test_data.with_transform(None), []
-        for i in range(0, len(raw), max(1, len(raw) // 8)):
-            image, target = raw[i]
-            paths.append(str(folder / f"{i:05d}_is_{self.facts['labels'][target]}.png"))
+        for i, (image, target) in enumerate(readable(raw, range(0, len(raw), max(1, len(raw) // 8)))):
+            label = "".join(c if c.isalnum() else "_" for c in self.facts["labels"][target])
+            paths.append(str(folder / f"{i}_is_{label}.png"))
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
         return paths[:8]
 
@@ -275,13 +277,13 @@ class ClassificationRecipe(Recipe):
         from paperzoo.engine.pictures import confusion_matrix, tile
 
         labels = self.facts["labels"]
-        raw = self.test_data.with_transform(None)
-        some = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:400].tolist()
-        images = [raw[i][0] for i in some]
-        results = self.predict(images)
+        seen = self.test_data.with_transform(v2.Compose(self.view(max(96, self.config.image_size))))
+        order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:400].tolist()
+        samples = list(readable(seen, order))
+        results = self.predict([image for image, _ in samples])
         shown: dict[bool, list[Image.Image]] = {True: [], False: []}
-        for i, image, result in zip(some, images, results, strict=True):
-            truth = labels[raw.targets[i]]
+        for (image, target), result in zip(samples, results, strict=True):
+            truth = labels[target]
             caption = result.label if result.label == truth else f"{result.label}, is {truth}"
             shown[result.label == truth].append(captioned(image, f"{caption} {result.probability:.0%}"))
         pictures = {"Confusion matrix": confusion_matrix(self.confusion("test")[0].cpu(), labels)}
@@ -292,6 +294,13 @@ class ClassificationRecipe(Recipe):
         return pictures
 
 
+def readable(data: Images, rows: Iterable[int]) -> Iterator[tuple[Tensor, int]]:
+    """The samples of these rows, without those whose files are broken."""
+    for row in rows:
+        with contextlib.suppress(DataError):
+            yield data[row]
+
+
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
@@ -299,11 +308,8 @@ def statistics(data: Images, count: int = 2000) -> tuple[list[float], list[float
     """Mean and standard deviation of each channel in [0, 1], over at most `count` images spread over the set."""
     rows = range(0, len(data), max(1, len(data) // count))
     sums, squares, pixels = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for i in rows:
-        try:
-            image = data[i][0].double() / 255
-        except DataError:  # a broken file is reported, skipped and counted when it is fed
-            continue
+    for image, _ in readable(data, rows):  # a broken file is reported and counted when it is fed
+        image = image.double() / 255
         sums, squares = sums + image.sum((1, 2)), squares + image.square().sum((1, 2))
         pixels += image[0].numel()
     mean = sums / max(1, pixels)
