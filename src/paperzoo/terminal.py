@@ -29,10 +29,14 @@ def prepare_process() -> None:
     from paperzoo.engine.memory import keep_memory
 
     keep_memory()
+    log = logging.getLogger("paperzoo")
+    for old in [h for h in log.handlers if h.name == "terminal"]:  # this process ran a command before
+        log.removeHandler(old)
     handler = logging.StreamHandler(sys.stderr)
+    handler.name = "terminal"
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    logging.getLogger("paperzoo").addHandler(handler)
+    log.addHandler(handler)
 
 
 def first_rank() -> bool:

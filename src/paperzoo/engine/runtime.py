@@ -240,9 +240,11 @@ class Runtime:
         return rows if self.world == 1 else GatherRows.apply(rows, self.rank, self.world)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """A network made ready: on the device, and with batch norm over the global batch when there are several ranks."""
+        """A network made ready: on the device, channels-last where it has 2-D convolutions, batch norm over all ranks."""
         if self.world > 1:
             module = across_ranks(module, self.device)
+        if any(isinstance(part, nn.Conv2d) for part in module.modules()):
+            module = module.to(memory_format=torch.channels_last)
         return module.to(self.device)
 
     def to_device(self, value: Any) -> Any:

@@ -277,20 +277,21 @@ class ClassificationRecipe(Recipe):
         from paperzoo.engine.pictures import confusion_matrix, tile
 
         labels = self.facts["labels"]
-        seen = self.test_data.with_transform(v2.Compose(self.view(max(96, self.config.image_size))))
-        order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:400].tolist()
-        samples = list(readable(seen, order))
-        results = self.predict([image for image, _ in samples])
+        raw = self.test_data.with_transform(None)
+        order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:384].tolist()
         shown: dict[bool, list[Image.Image]] = {True: [], False: []}
-        for (image, target), result in zip(samples, results, strict=True):
-            truth = labels[target]
-            caption = result.label if result.label == truth else f"{result.label}, is {truth}"
-            shown[result.label == truth].append(captioned(image, f"{caption} {result.probability:.0%}"))
+        for start in range(0, len(order), 32):  # a few at a time: a user's photographs may be large
+            samples = list(readable(raw, order[start : start + 32]))
+            for (image, target), result in zip(samples, self.predict([x for x, _ in samples]), strict=True):
+                right, truth = result.index == target, labels[target]
+                caption = result.label if right else f"{result.label}, is {truth}"
+                if len(shown[right]) < 16:
+                    shown[right].append(captioned(image, f"{caption} {result.probability:.0%}"))
         pictures = {"Confusion matrix": confusion_matrix(self.confusion("test")[0].cpu(), labels)}
         if shown[True]:
-            pictures["Right"] = tile(shown[True][:16], 8)
+            pictures["Right"] = tile(shown[True], 8)
         if shown[False]:
-            pictures["Wrong"] = tile(shown[False][:16], 8)
+            pictures["Wrong"] = tile(shown[False], 8)
         return pictures
 
 
