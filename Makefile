@@ -15,7 +15,7 @@ test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 verify: .venv/.installed-dev
-	$(BIN)/paperzoo verify --all
+	$(BIN)/paperzoo verify --all --processes 2
 
 bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/run.py

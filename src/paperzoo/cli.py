@@ -338,6 +338,7 @@ def verify(
         Path | None,
         typer.Option(help="Record this finished run, on the paper's own data, as the paper's reproduction."),
     ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Papers at a time.")] = 1,
     json: Json = False,
 ) -> None:
     """Climb the ladder of verification: builds, matches, learns, deploys, reproduces."""
@@ -354,7 +355,7 @@ def verify(
     if not names and not all:
         raise PaperZooError("name the papers to verify, or give --all")
     terminal.prepare_process()
-    raise typer.Exit(terminal.verify(names or [], all, step or [], json))
+    raise typer.Exit(terminal.verify(names or [], all, step or [], json, processes))
 
 
 @app.command(

@@ -17,7 +17,10 @@ from paperzoo.catalog.cards import Paper, find, papers
 from paperzoo.catalog.status import LETTERS, PATH, badge, read_status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from paperzoo.engine.run import Run
+    from paperzoo.engine.verify import Step
 
 
 def emit(value: Any) -> None:
@@ -277,20 +280,34 @@ def exported(result: Any, json: bool) -> None:
 # -- proof -------------------------------------------------------------------------------------------------------------
 
 
-def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool) -> int:
+def climb_all(slugs: list[str], steps: tuple[str, ...], processes: int) -> Iterator[list[Step]]:
+    """The ladder of every paper, in order; several at a time if asked, each with its share of the cores."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from paperzoo.engine.verify import climb_one
+
+    if processes == 1:
+        yield from (climb_one(slug, steps) for slug in slugs)
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+        yield from pool.map(climb_one, slugs, [steps] * len(slugs), [threads] * len(slugs))
+
+
+def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool, processes: int = 1) -> int:
     """Climb, print, and with `--all` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
     from paperzoo.engine.files import write_text
     from paperzoo.engine.verify import readme_table, refuse_unknown_steps, status_data, status_page
-    from paperzoo.engine.verify import verify as climb
 
     chosen = refuse_unknown_steps(steps)
+    found = [p for p in papers().values() if p.has_code] if all_papers else [find(n) for n in wanted]
     results = {}
-    for paper in [p for p in papers().values() if p.has_code] if all_papers else [find(n) for n in wanted]:
+    for paper, climbed in zip(found, climb_all([p.slug for p in found], chosen, processes), strict=True):
+        results[paper.slug] = climbed
         if not json:
-            print(paper.slug, flush=True)
-        results[paper.slug] = climb(paper, chosen)
-        if not json:
-            for step in results[paper.slug]:
+            print(paper.slug)
+            for step in climbed:
                 print(f"  {step.name:<12}{step.state:<9} {step.text}  ({step.seconds:.0f} s)", flush=True)
     status = status_data(results)
     if json:

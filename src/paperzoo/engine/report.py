@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from paperzoo.engine.run import Run
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8888; }
+:root { color-scheme: light dark; --line: #8884; --soft: #767676; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; } figcaption { color: var(--soft); font-size: .85rem; }
-img { max-width: 100%; background: white; border-radius: 4px; } code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
+.curves figure { max-width: 46%; } img { max-width: 100%; background: white; border-radius: 4px; } code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .7rem; border-radius: 4px; }
 .big { font-size: 2rem; font-weight: 600; } .muted { color: var(--soft); }
 """
@@ -47,7 +47,14 @@ def write(paper: Paper, run: Run, log: RunLog) -> Path:
     ]
     if monitored in run.metrics:
         parts.append(f"<p><span class='big'>{shown(run.metrics[monitored])}</span> {text(words(monitored))}</p>")
-    parts += ["<h2>Measured</h2>", metrics_table(paper, run), "<h2>Learning</h2>", *curves(log)]
+    parts += [
+        "<h2>Measured</h2>",
+        metrics_table(paper, run),
+        "<h2>Learning</h2>",
+        "<div class='curves'>",
+        *curves(log),
+        "</div>",
+    ]
     if run.figures:
         parts += ["<h2>Results</h2>", *(figure(picture, title) for title, picture in run.figures.items())]
     if run.predictions:

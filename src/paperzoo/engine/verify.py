@@ -82,6 +82,15 @@ def verify(paper: Paper, steps: tuple[str, ...] = LADDER, tell: Callable[[str], 
     return results
 
 
+def climb_one(slug: str, steps: tuple[str, ...] = LADDER, threads: int | None = None) -> list[Step]:
+    """`verify` by slug, for a process of its own."""
+    from paperzoo.catalog.cards import find
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return verify(find(slug), steps)
+
+
 # -- builds ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.classification.vgg import model
 
 
@@ -76,3 +76,17 @@ def _compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
                 for m in range(3):
                     out[:, :, i + k, j + m] += second[:, :, i, j] @ first[:, :, k, m]
     return out
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures."""
+    from torchvision import models
+
+    def images(batch: int) -> tuple[torch.Tensor]:
+        return (torch.randn(batch, 3, 224, 224),)
+
+    return {
+        "vgg11_bn": Pair(
+            model.vgg11_bn, lambda: models.vgg11_bn(weights=None), images, "torchvision:vgg11_bn", train_batch=2
+        )
+    }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.classification.resnet.model import resnet18
 from paperzoo.papers.detection.fpn.model import BackboneWithFPN, LastLevelP6P7
 from paperzoo.papers.detection.retinanet.model import (
@@ -234,3 +234,17 @@ def in_order(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         order = sorted(range(len(keys)), key=lambda i: (-keys[i][0], keys[i][1]))
         result.append({name: value[order] for name, value in objects.items()})
     return result
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures: from normalised images to logits and deltas."""
+    from torchvision.models.detection import retinanet_resnet50_fpn as theirs
+
+    def images(batch: int) -> tuple[Tensor]:
+        return (torch.randn(batch, 3, 320, 320),)
+
+    def reference() -> nn.Module:
+        return Raw(theirs(weights=None, weights_backbone=None))
+
+    against = "torchvision:retinanet_resnet50_fpn"
+    return {"retinanet_resnet50_fpn": Pair(retinanet_resnet50_fpn, reference, images, against, train_batch=2)}

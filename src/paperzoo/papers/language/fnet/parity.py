@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.language.fnet import model as fnet
 
 SMALL = dict(vocab_size=97, embed_dim=24, depth=3, hidden_dim=40, max_length=16, num_types=4, pad_id=3)
@@ -111,3 +111,17 @@ def fourier_written_out(x: Tensor) -> Tensor:
                 for j in range(c):
                     out[:, k, m] += x[:, n, j] * cmath.exp(-2j * cmath.pi * (k * n / t + m * j / c)).real
     return out
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures: 128 tokens to their last states and the pooled one."""
+
+    def tokens(batch: int) -> tuple[Tensor, Tensor]:
+        return torch.randint(4, 32_000, (batch, 128)), torch.zeros(batch, 128, dtype=torch.int64)
+
+    def theirs() -> nn.Module:
+        import transformers
+
+        return Outputs(transformers.FNetModel(transformers.FNetConfig()), ("last_hidden_state", "pooler_output"))
+
+    return {"fnet_base": Pair(fnet.fnet_base, theirs, tokens, "transformers:FNetModel")}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.language.transformer.model import (
     MultiHeadAttention,
     Transformer,
@@ -247,3 +247,42 @@ def smoothing_written_out(logits: Tensor, targets: Tensor, smoothing: float) -> 
     v = logits.shape[-1]
     wanted = torch.full_like(logits, smoothing / v).scatter(2, targets[..., None], 1 - smoothing + smoothing / v)
     return -(wanted * logits.log_softmax(-1)).sum(-1)[targets != 0].sum()
+
+
+class Plain(nn.Module):
+    """What a user writes around torch.nn.Transformer: embedding, positions, masks, tied output."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, 512)
+        self.layers = nn.Transformer(512, 8, 6, 6, 2048, 0.1, batch_first=True)
+        self.dropout = nn.Dropout(0.1)
+        self.register_buffer("positions", sinusoids(1024, 512))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.dropout(self.embedding(tokens) * 512**0.5 + self.positions[: tokens.shape[1]])
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1]).to(target.device)
+        padding = source == 0
+        out = self.layers(
+            self.embed(source),
+            self.embed(target),
+            tgt_mask=causal,
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+            tgt_is_causal=True,
+        )
+        return out @ self.embedding.weight.T
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures: 64 tokens to 64, a vocabulary of 8,000."""
+
+    def tokens(batch: int) -> tuple[Tensor, Tensor]:
+        return ids(batch, 64, 8000), torch.randint(1, 8000, (batch, 64))
+
+    def ours() -> nn.Module:
+        return transformer_base(vocab_size=8000)
+
+    return {"transformer_base": Pair(ours, lambda: Plain(8000), tokens, "torch:nn.Transformer")}

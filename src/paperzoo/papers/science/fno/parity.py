@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.science.fno.model import FNO, SpectralConv, coordinates, fno1d, fno2d, fno3d, from_official
 
 
@@ -202,3 +202,15 @@ def random_waves(highest: int):
         return (cosines[:, None] * angle.cos() + sines[:, None] * angle.sin()).sum(0)[None, None]
 
     return sample
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures: the same weights on a grid of 64 x 64, without padding."""
+
+    def fields(batch: int) -> tuple[Tensor]:
+        return (torch.randn(batch, 1, 64, 64),)
+
+    def ours() -> nn.Module:
+        return fno2d(padding=0)
+
+    return {"fno2d": Pair(ours, lambda: NeuralopParts(ours()), fields, "neuraloperator:FNO")}

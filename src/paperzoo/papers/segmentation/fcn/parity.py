@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.classification.vgg.model import vgg16
 from paperzoo.papers.segmentation.fcn import model
 
@@ -136,3 +136,16 @@ def _plain(net: model.FCN, stride: int, x: Tensor) -> Tensor:
     h = h + skip[:, :, 9 : 9 + h.shape[2], 9 : 9 + h.shape[3]]
     h = F.conv_transpose2d(h, net.upscore8.weight, stride=8)
     return h[:, :, 31 : 31 + x.shape[2], 31 : 31 + x.shape[3]]
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures."""
+    from torchvision.models import segmentation
+
+    def images(batch: int) -> tuple[Tensor]:
+        return (torch.randn(batch, 3, 224, 224),)
+
+    def reference() -> nn.Module:
+        return segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True, num_classes=21)
+
+    return {"fcn_resnet50": Pair(model.fcn_resnet50, reference, images, "torchvision:fcn_resnet50", train_batch=2)}
