@@ -15,7 +15,18 @@ from paperzoo.papers.reinforcement.dqn.technique import ReplayMemory
 from paperzoo.tasks.control import ControlRecipe, Decision, World
 
 gymnasium = pytest.importorskip("gymnasium")
-TINY = Config(steps=60, learn_start=20, batch_size=8, capacity=64, hidden=(16,), target_every=10, epsilon_steps=30)
+TINY = Config(
+    steps=60,
+    learn_start=20,
+    batch_size=8,
+    capacity=64,
+    hidden=(16,),
+    target_every=10,
+    epsilon_steps=30,
+    worlds=2,
+    keep_best_every=20,
+    keep_best_episodes=2,
+)
 
 
 def world(**options) -> World:
@@ -57,29 +68,29 @@ def test_frame_skip_adds_rewards():
     assert world(frame_skip=4).step(0).reward == 4.0
 
 
-@pytest.mark.parametrize(("name", "said"), [("CartPole-v9", "no environment"), ("Pendulum-v1", "Discrete"), ("FrozenLake-v1", "Box")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("CartPole-v9", "no environment"), ("Pendulum-v1", "Discrete"), ("FrozenLake-v1", "Box")]
+)
 def test_environments_that_do_not_fit_are_named(name, said):
     with pytest.raises(PaperZooError, match=said):
         World(name, lambda episode: episode)
 
 
 def test_memory_draws_only_whole_transitions():
-    memory = ReplayMemory(32, (2,), stack=2)
-    frame = np.zeros(2, np.float32)
+    memory = ReplayMemory(32, (2,), stack=2, worlds=2)
+    frames, time = torch.zeros(2, 2), torch.zeros(2)
     for i in range(1, 200):
-        after = np.full(2, i, np.float32)
-        ended = i % 7 == 0
-        memory.add(frame, i % 3, float(i), ended and i % 2 == 0, after, ended)
+        time = torch.tensor([float(i), float(1000 + i)])
+        after = time[:, None].expand(2, 2)
+        ended = torch.tensor([i % 7 == 0, i % 5 == 0])
+        memory.add(frames, torch.tensor([i % 3, 0]), time, ended & (i % 2 == 0), after, ended)
         drawn = memory.sample(16, torch.Generator().manual_seed(i))
-        # the reward of transition i is i, and its successor's frame is i
+        # the reward of a transition is its time, and so is its successor's frame
         assert torch.equal(drawn.next_observations[:, -1, 0], drawn.rewards)
         steps = drawn.next_observations[:, -1, 0] - drawn.observations[:, -1, 0]
         assert bool(((steps == 1) | (drawn.observations[:, -1, 0] == 0)).all())
-        if ended:
-            frame = np.full(2, i, np.float32)
-        else:
-            frame = after
-    assert 20 <= len(memory) <= 32
+        frames = after
+    assert 40 <= len(memory) <= 64
 
 
 @pytest.mark.parametrize("kind", [DQN, ControlRecipe])
@@ -100,7 +111,7 @@ def test_a_run_resumes_bit_for_bit(kind, tmp_path):
         assert a.keys() == b.keys() and ("loss" not in a or torch.equal(a["loss"], b["loss"]))
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert one.world.returns == two.world.returns
+    assert [w.returns for w in one.worlds] == [w.returns for w in two.worlds]
 
 
 def test_without_a_target_network():
@@ -126,7 +137,7 @@ def test_predictions_and_pictures():
 def test_a_saved_network_needs_no_training_world():
     recipe = DQN(TINY, Runtime(seed=0))
     again = DQN(TINY, Runtime(seed=0), recipe.facts)
-    assert not hasattr(again, "world") and again.evaluate()["mean_return"] > 5
+    assert not hasattr(again, "worlds") and again.evaluate()["mean_return"] > 5
 
 
 def test_frames_are_learned_from_in_small(monkeypatch):
@@ -150,10 +161,19 @@ def test_frames_are_learned_from_in_small(monkeypatch):
 
     monkeypatch.setattr("paperzoo.tasks.control.make_environment", lambda name, render=False: Screens())
     config = dataclasses.replace(
-        TINY, model="dqn_atari", data="screens", frames="atari", stack=4, frame_skip=2, reward_clip=True, learn_start=3, batch_size=2
+        TINY,
+        model="dqn_atari",
+        data="screens",
+        frames="atari",
+        stack=4,
+        frame_skip=2,
+        reward_clip=True,
+        learn_start=3,
+        batch_size=2,
+        keep_best_every=0,
     )
     recipe = DQN(config, Runtime(seed=0))
     for _ in range(8):
         values = one_step(recipe, None)
     assert torch.isfinite(values["loss"]) and recipe.memory.frames.dtype == torch.uint8
-    assert recipe.memory.rewards.max() == 1.0 and recipe.world.returns[0][1] == 63.0
+    assert recipe.memory.rewards.max() == 1.0 and recipe.worlds[0].returns[0][1] == 63.0

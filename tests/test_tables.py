@@ -86,7 +86,10 @@ def test_folder_with_train_and_test(tmp_path):
 
 
 def test_criteo_layout(tmp_path):
-    lines = ["\t".join([str(i % 2), *(str(i + j - 3) for j in range(13)), *(f"{i * j % 5:08x}" for j in range(26))]) for i in range(200)]
+    lines = [
+        "\t".join([str(i % 2), *(str(i + j - 3) for j in range(13)), *(f"{i * j % 5:08x}" for j in range(26))])
+        for i in range(200)
+    ]
     lines[0] = "\t".join(["0"] + [""] * 39)
     table = open_table(write(tmp_path / "train.txt", "\n".join(lines) + "\n"), "train")
     assert table.encoding.dense == CRITEO[1:14] and table.encoding.sparse == CRITEO[14:]
@@ -105,7 +108,11 @@ def test_rare_and_unknown_values(tmp_path):
     encoding = open_table(path, **COLUMNS, min_count=5).encoding
     rows = [{"price": 1, "site": "a", "hour": 3}, {"site": "seldom", "hour": "never"}, {"site": None}]
     dense, sparse = mapping_rows(rows, encoding)
-    assert sparse[0].min() > MISSING and sparse[1].tolist() == [UNKNOWN, UNKNOWN] and sparse[2].tolist() == [MISSING, MISSING]
+    assert (
+        sparse[0].min() > MISSING
+        and sparse[1].tolist() == [UNKNOWN, UNKNOWN]
+        and sparse[2].tolist() == [MISSING, MISSING]
+    )
     assert dense[1:].tolist() == [[0.0], [0.0]]
 
 
