@@ -22,7 +22,8 @@ def networks(recipe) -> torch.Tensor:
     """All parameters and buffers of a recipe's networks, whole, as one vector."""
     parts = snapshot(recipe)
     modules = [name for name, part in recipe.stateful().items() if isinstance(part, torch.nn.Module)]
-    return torch.cat([t.detach().double().flatten() for m in modules for t in parts[m].values()] or [torch.zeros(1)])
+    values = torch.cat([t.detach().double().flatten() for m in modules for t in parts[m].values()] or [torch.zeros(1)])
+    return values.nan_to_num(0.0, 0.0, 0.0)
 
 
 def curve(
@@ -31,9 +32,10 @@ def curve(
     """Train `steps` steps; the recipe and its logged losses."""
     paper = find(slug)
     config = configure(paper.module("recipe").PRESETS["embedded"], changes)
-    recipe = build(paper, config, Settings(device="cpu", shard=shard))
+    # one memory layout for all: another one rounds otherwise, and a few steps make much of that
+    settings = Settings(device="cpu", log_every=1, shard=shard, channels_last=False)
+    recipe = build(paper, config, settings)
     folder = folder or Path(tempfile.mkdtemp())
-    settings = Settings(device="cpu", log_every=1, shard=shard)
     progress = None
     if half is not None:
         _, progress = fit(recipe, folder, settings, last_step=half)

@@ -18,10 +18,10 @@ sys.path.insert(0, str(WORKER.parent))
 TASKS = [
     {"slug": "wide_resnet", "changes": {"model": "wide_resnet10_2", "batch_size": 16}, "steps": 6, "shard": True},
     {"slug": "fixmatch", "changes": {"batch_size": 8}, "steps": 4, "shard": True},
-    {"slug": "simclr", "changes": {"batch_size": 16}, "steps": 4, "shard": True},
+    {"slug": "simclr", "changes": {"batch_size": 16, "learning_rate": 0.02}, "steps": 4, "shard": True},
     {"slug": "sagan", "changes": {"batch_size": 8}, "steps": 3, "shard": True},
-    {"slug": "gpinn", "changes": {}, "steps": 6, "shard": False},
-    {"slug": "dqn", "changes": {}, "steps": 40, "shard": True},
+    {"slug": "gpinn", "changes": {"steps": 6, "lbfgs_steps": 2}, "steps": 6, "shard": False},
+    {"slug": "dqn", "changes": {"learn_start": 64}, "steps": 120, "shard": True},
 ]
 SLUGS = [task["slug"] for task in TASKS]
 

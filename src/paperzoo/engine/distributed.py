@@ -21,7 +21,7 @@ class GradientAverager:
     Parameters are grouped into buckets from the last to the first, the order in which gradients arrive. A bucket's
     all-reduce starts as soon as all of its gradients are there; what is left starts at the end of the backward pass. Buckets
     start strictly in order, so all ranks issue the same collectives even if their graphs differ. Parameters without a
-    gradient on this rank count as zero.
+    gradient on this rank count as zero; those without one on any rank keep none, as on one process.
     """
 
     def __init__(self, parameters: list[Tensor], world: int) -> None:
@@ -54,7 +54,9 @@ class GradientAverager:
 
         def start() -> None:
             bucket = self.buckets[len(started)]
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket])
+            parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket]
+            there = parts[0].new_tensor([p.grad is not None for p in bucket])  # on how many ranks, once summed
+            flat = torch.cat([*parts, there])
             started.append((flat, dist.all_reduce(flat, async_op=True)))
 
         def arrived(p: Tensor) -> None:
@@ -72,9 +74,9 @@ class GradientAverager:
             start()
         for bucket, (flat, work) in zip(self.buckets, started, strict=True):
             work.wait()
-            flat /= self.world
-            for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                p.grad = part.view_as(p)
+            *parts, there = flat.split([*(p.numel() for p in bucket), len(bucket)])
+            for p, part, ranks in zip(bucket, parts, there.tolist(), strict=True):
+                p.grad = part.view_as(p) / self.world if ranks else None
 
 
 class GatherRows(torch.autograd.Function):
@@ -167,7 +169,8 @@ def shard_recipe(recipe: Any) -> None:
         PaperZooError: with several optimizers and accumulation, where stray gradients could not be told apart.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
+    from torch.optim.swa_utils import AveragedModel
 
     parts = recipe.stateful()
     networks = [v for v in parts.values() if isinstance(v, nn.Module) and any(True for _ in v.parameters())]
@@ -184,12 +187,51 @@ def shard_recipe(recipe: Any) -> None:
                     if sum(p.numel() for p in block.parameters()) >= SHARD_PARAMETERS:
                         fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
-        for method in ("embed", "stages", "forward_features", "encode", "decode"):
-            if callable(getattr(network, method, None)):
-                register_fsdp_forward_method(network, method)
+        add_entrances(network)
+        if (
+            isinstance(network, AveragedModel) and network.multi_avg_fn is not None
+        ):  # it mixes sharded and whole in a list
+            network.avg_fn, network.multi_avg_fn = one_by_one(network.multi_avg_fn), None
     for optimizer, groups in zip(optimizers, homes, strict=True):
         for group, members in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = [dict(net.named_parameters())[name] for net, name in members]
+
+
+def add_entrances(network: nn.Module) -> None:
+    """Make the methods that recipes call beside `forward` gather a sharded network; within `forward` they stay plain."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    inside = [0]
+    network.register_forward_pre_hook(lambda *_: inside.__setitem__(0, inside[0] + 1), prepend=True)
+    network.register_forward_hook(lambda *_: inside.__setitem__(0, inside[0] - 1), always_call=True)
+    for name in ("embed", "stages", "forward_features", "encode", "decode"):
+        plain = getattr(network, name, None)
+        if not callable(plain):
+            continue
+        register_fsdp_forward_method(network, name)
+        gathering = getattr(network, name)
+
+        def entrance(*inputs: Any, plain: Any = plain, gathering: Any = gathering) -> Any:
+            if inside[0]:
+                return plain(*inputs)
+            inside[0] += 1
+            try:
+                return gathering(*inputs)
+            finally:
+                inside[0] -= 1
+
+        setattr(network, name, entrance)
+
+
+def one_by_one(average_lists: Any) -> Any:
+    """An averaging function of single tensors from one of lists."""
+
+    def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        result = [mean.detach().clone()]
+        average_lists(result, [value], count)
+        return result[0]
+
+    return average
 
 
 def reshard(recipe: Any) -> None:

@@ -36,6 +36,7 @@ class Settings:
     accumulate: Count = 1  # batches to average the gradient over, each of batch_size
     shard: bool = False  # FSDP2 instead of replicas
     compile: bool = False  # torch.compile on the network
+    channels_last: bool = True  # memory layout of convolutional networks; contiguous where they are sharded
     log_every: Count | None = None  # steps; None: a hundred times in a run
     evaluate_every: Count | None = None  # steps; None: at the end, and four times before with `patience`
     checkpoint_every: Count | None = None  # steps; None: ten times in a run, at least every 1000 steps

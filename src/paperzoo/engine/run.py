@@ -56,7 +56,8 @@ class Run:
 
 def build(paper: Paper, config: Any, settings: Settings, facts: dict | None = None, recipe_class: Any = None) -> Recipe:
     """The paper's recipe on a fresh runtime; the same seed gives the same weights on every rank."""
-    runtime = Runtime(settings.seed, settings.device, settings.precision, settings.accumulate, settings.shard)
+    s = settings
+    runtime = Runtime(s.seed, s.device, s.precision, s.accumulate, s.shard, s.channels_last)
     seed_globals(runtime.key("initialise"))
     recipe = (recipe_class or paper.module("recipe").RECIPE)(config, runtime, facts)
     if settings.shard:

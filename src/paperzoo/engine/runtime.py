@@ -38,10 +38,17 @@ class Runtime:
         precision: "fp32", or autocast with "bf16" or "fp16" (fp16 scales the loss).
         accumulate: batches whose gradients are averaged before an update; one recipe step takes them all.
         shard: networks are sharded with FSDP2 instead of replicated.
+        channels_last: convolutional networks keep their tensors with the channels innermost: faster, rounded otherwise.
     """
 
     def __init__(
-        self, seed: int = 0, device: str = "cpu", precision: str = "fp32", accumulate: int = 1, shard: bool = False
+        self,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: str = "fp32",
+        accumulate: int = 1,
+        shard: bool = False,
+        channels_last: bool = True,
     ) -> None:
         if precision not in PRECISIONS:
             raise PaperZooError(f"precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}")
@@ -53,6 +60,7 @@ class Runtime:
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
         self.seed, self.precision, self.accumulate, self.shard_networks = seed, precision, accumulate, shard
+        self.channels_last = channels_last
         self.step = 0
         self.micro = 0  # which of the accumulated batches, 0 … accumulate - 1
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
@@ -243,7 +251,12 @@ class Runtime:
         """A network made ready: on the device, channels-last where it has 2-D convolutions, batch norm over all ranks."""
         if self.world > 1:
             module = across_ranks(module, self.device)
-        if any(isinstance(part, nn.Conv2d) for part in module.modules()):
+        # FSDP2 takes contiguous parameters only
+        if (
+            self.channels_last
+            and not self.shard_networks
+            and any(isinstance(part, nn.Conv2d) for part in module.modules())
+        ):
             module = module.to(memory_format=torch.channels_last)
         return module.to(self.device)
 

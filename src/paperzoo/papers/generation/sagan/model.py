@@ -54,7 +54,7 @@ class SelfAttention(nn.Module):
         self.g = conv(channels, channels // 8, 1, bias=False)  # queries
         self.h = conv(channels, channels // 2, 1, bias=False)  # values
         self.v = conv(channels // 2, channels, 1, bias=False)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.project(x)
