@@ -44,7 +44,7 @@ class Step:
 
     @property
     def ok(self) -> bool:
-        return self.state in ("passed", "n/a", "not yet")
+        return self.state != "failed"
 
 
 def verify(paper: Paper, steps: tuple[str, ...] = LADDER, tell: Callable[[str], None] | None = None) -> list[Step]:
@@ -382,7 +382,7 @@ def status_page(papers: dict[str, Paper], status: dict[str, Any]) -> str:
     import onnxruntime
     import torchvision
 
-    done = sum(all(s["state"] in ("passed", "n/a", "not yet") for s in steps.values()) for steps in status.values())
+    done = sum(all(s["state"] != "failed" for s in steps.values()) for steps in status.values())
     lines = [
         "# Status",
         "",
