@@ -260,6 +260,7 @@ def augmentation_cases() -> Iterator[Case]:
 
 
 def evaluation_cases() -> Iterator[Case]:
+    import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -284,14 +285,16 @@ def evaluation_cases() -> Iterator[Case]:
         note="two minimisers of one convex objective",
     )
 
-    def neighbours(x, y, q):
-        model = KNeighborsClassifier(1, metric="cosine").fit(x.numpy(), y.numpy())
+    def neighbours(x, y, q, k):
+        weights = "uniform" if k == 1 else lambda distance: np.exp((1 - distance) / 0.07)
+        model = KNeighborsClassifier(k, metric="cosine", weights=weights).fit(x.numpy(), y.numpy())
         return torch.from_numpy(model.predict(q.numpy()))
 
-    yield Case(
-        "nearest neighbour",
-        lambda x, y, q: nearest_neighbours(x, y, q, 3),
-        neighbours,
-        (features, labels, queries),
-        against="scikit-learn 1.9.1 KNeighborsClassifier, cosine",
-    )
+    for k in (1, 5, 20):
+        yield Case(
+            f"{k} nearest neighbours, weighted",
+            lambda x, y, q, k=k: nearest_neighbours(x, y, q, 3, k),
+            lambda x, y, q, k=k: neighbours(x, y, q, k),
+            (features, labels, queries),
+            against="scikit-learn 1.9.1 KNeighborsClassifier, cosine, weights exp(s / 0.07)",
+        )

@@ -210,7 +210,7 @@ class LARS(torch.optim.Optimizer):
                 gradient = p.grad.add(p, alpha=group["weight_decay"])
                 rate = torch.as_tensor(group["lr"], dtype=p.dtype, device=p.device)
                 if group["adapt"]:
-                    weight_norm, gradient_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(gradient)
+                    weight_norm, gradient_norm = whole_norm(p), whole_norm(gradient)
                     ratio = group["trust"] * weight_norm / gradient_norm
                     rate = rate * torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, 1.0)
                 state = self.state[p]
@@ -219,6 +219,12 @@ class LARS(torch.optim.Optimizer):
                 velocity = state["momentum"].mul_(group["momentum"]).add_(gradient * rate)
                 p.sub_(velocity * group["momentum"] + gradient * rate if group["nesterov"] else velocity)
         return loss
+
+
+def whole_norm(tensor: Tensor) -> Tensor:
+    """The Euclidean norm of a whole tensor, also of one that is sharded over ranks."""
+    norm = torch.linalg.vector_norm(tensor)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def lars_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
@@ -272,13 +278,22 @@ def linear_probe(
 
 
 def nearest_neighbours(
-    features: Tensor, labels: Tensor, queries: Tensor, num_classes: int, neighbours: int = 1
+    features: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    neighbours: int = 20,
+    temperature: float = 0.07,
 ) -> Tensor:
-    """The majority label of the most similar (cosine) rows, ties to the more similar; features (N, d) -> (Q,) int64."""
+    """Weighted vote of the most similar rows; features (N, d), labels (N,), queries (Q, d) -> classes (Q,) int64.
+
+    A neighbour with cosine s counts exp(s / temperature), the protocol of Wu et al., "Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination", 2018 (sec. 3.4).
+    """
     bank = F.normalize(features.float(), dim=1).T
     answers = []
     for some in queries.float().split(1024):
         similarity, index = (F.normalize(some, dim=1) @ bank).topk(min(neighbours, len(features)), dim=1)
-        votes = F.one_hot(labels[index], num_classes).float() * (1 + 1e-3 * similarity.clamp(-1, 1)[..., None])
-        answers.append(votes.sum(1).argmax(1))
+        weights = ((similarity - 1) / temperature).exp()  # 1: a factor that all share, against overflow
+        answers.append((F.one_hot(labels[index], num_classes) * weights[..., None]).sum(1).argmax(1))
     return torch.cat(answers)
