@@ -1,4 +1,7 @@
-"""Measure every model that has a reference, and write the table. A quiet machine is needed: `make bench`."""
+"""Measure every model that has a reference, and write the table. A quiet machine is needed: `make bench`.
+
+python benchmarks/run.py [device] [threads]
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ FOLDER = Path(__file__).parent
 WAYS = {"like_for_like": "like for like", "as_users_get_it": "as users get it"}
 
 
-def main(device: str = "cpu", rounds: int = 9) -> None:
+def main(device: str = "cpu", threads: int | None = None, rounds: int = 7) -> None:
     results = FOLDER / "results" / device.split(":")[0]
     results.mkdir(parents=True, exist_ok=True)
     for paper in papers().values():
@@ -22,7 +25,12 @@ def main(device: str = "cpu", rounds: int = 9) -> None:
         if not file.exists() or "def pairs(" not in file.read_text(encoding="utf-8"):
             continue
         for name in paper.module("parity").pairs():
-            print("\n".join(lines(bench(name, rounds=rounds, device=device, out=results / f"{name}.json"))), flush=True)
+            print(
+                "\n".join(
+                    lines(bench(name, rounds=rounds, threads=threads, device=device, out=results / f"{name}.json"))
+                ),
+                flush=True,
+            )
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
 
 
@@ -68,4 +76,4 @@ def cell(ratio: dict) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor, nn
 
-from paperzoo.engine.parity import Case
+from paperzoo.engine.parity import Case, Pair
 from paperzoo.papers.recommendation.dcn_v2.model import (
     CrossLayer,
     CrossNetwork,
@@ -253,3 +253,17 @@ def without_table(build) -> float:
     with torch.device("meta"):
         model = build()
     return sum(p.numel() for n, p in model.named_parameters() if "table" not in n) / 1e6
+
+
+def pairs() -> dict[str, Pair]:
+    """What `paperzoo bench` measures: the cross network at Criteo's width, 1027, for 128 rows a unit of batch."""
+
+    def theirs() -> nn.Module:
+        from deepctr_torch.layers import CrossNet
+
+        return CrossNet(1027, 2, parameterization="matrix")
+
+    def rows(batch: int) -> tuple[Tensor]:
+        return (torch.randn(128 * batch, 1027),)
+
+    return {"dcn_v2_cross": Pair(lambda: CrossNetwork(1027, 2), theirs, rows, "deepctr-torch:CrossNet")}
