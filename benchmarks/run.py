@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 WAYS = {"like_for_like": "like for like", "as_users_get_it": "as users get it"}
 
 
-def main(device: str = "cpu", threads: int | None = None, rounds: int = 7) -> None:
+def main(device: str = "cpu", threads: int | None = None, rounds: int = 5) -> None:
     results = FOLDER / "results" / device.split(":")[0]
     results.mkdir(parents=True, exist_ok=True)
     for paper in papers().values():

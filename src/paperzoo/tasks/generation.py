@@ -121,7 +121,9 @@ def judge(data: str) -> Judge:
     """The judge of a data set, trained on its training images on the CPU: deterministic, once a process."""
     images = open_images(data, "train").with_transform(to_range(JUDGE_SIZE))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that the order of sums, and with it every bit, does not depend on the number of threads
+    torch.set_num_threads(
+        1
+    )  # so that the order of sums, and with it every bit, does not depend on the number of threads
     try:
         return train_judge(images)
     finally:

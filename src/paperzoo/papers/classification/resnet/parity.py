@@ -119,6 +119,10 @@ def pairs() -> dict[str, Pair]:
     from torchvision import models
 
     return {
-        "resnet50": Pair(resnet.resnet50, lambda: models.resnet50(weights=None), images, "torchvision:resnet50"),
-        "resnet18": Pair(resnet.resnet18, lambda: models.resnet18(weights=None), images, "torchvision:resnet18"),
+        "resnet50": Pair(
+            resnet.resnet50, lambda: models.resnet50(weights=None), images, "torchvision:resnet50", train_batch=2
+        ),
+        "resnet18": Pair(
+            resnet.resnet18, lambda: models.resnet18(weights=None), images, "torchvision:resnet18", train_batch=4
+        ),
     }

@@ -69,4 +69,8 @@ def pairs() -> dict[str, Pair]:
     """What `paperzoo bench` measures."""
     import timm
 
-    return {"seresnet50": Pair(senet.seresnet50, lambda: timm.create_model("seresnet50"), images, "timm:seresnet50")}
+    return {
+        "seresnet50": Pair(
+            senet.seresnet50, lambda: timm.create_model("seresnet50"), images, "timm:seresnet50", train_batch=2
+        )
+    }

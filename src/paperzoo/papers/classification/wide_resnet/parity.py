@@ -61,7 +61,9 @@ def pairs() -> dict[str, Pair]:
     wide = torchvision.models.wide_resnet50_2
     return {
         "wide_resnet16_10": Pair(
-            wide_resnet16_10, lambda: get_model("wrn16_10_cifar10"), small, "pytorchcv:wrn16_10_cifar10"
+            wide_resnet16_10, lambda: get_model("wrn16_10_cifar10"), small, "pytorchcv:wrn16_10_cifar10", train_batch=4
         ),
-        "wide_resnet50_2": Pair(wide_resnet50_2, lambda: wide(weights=None), large, "torchvision:wide_resnet50_2"),
+        "wide_resnet50_2": Pair(
+            wide_resnet50_2, lambda: wide(weights=None), large, "torchvision:wide_resnet50_2", train_batch=2
+        ),
     }

@@ -124,4 +124,4 @@ def pairs() -> dict[str, Pair]:
 
         return Outputs(transformers.FNetModel(transformers.FNetConfig()), ("last_hidden_state", "pooler_output"))
 
-    return {"fnet_base": Pair(fnet.fnet_base, theirs, tokens, "transformers:FNetModel")}
+    return {"fnet_base": Pair(fnet.fnet_base, theirs, tokens, "transformers:FNetModel", train_batch=2)}

@@ -285,4 +285,4 @@ def pairs() -> dict[str, Pair]:
     def ours() -> nn.Module:
         return transformer_base(vocab_size=8000)
 
-    return {"transformer_base": Pair(ours, lambda: Plain(8000), tokens, "torch:nn.Transformer")}
+    return {"transformer_base": Pair(ours, lambda: Plain(8000), tokens, "torch:nn.Transformer", train_batch=4)}
