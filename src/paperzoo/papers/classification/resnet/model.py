@@ -227,15 +227,16 @@ class ResNet(nn.Module):
     def stages(self, x: Tensor) -> list[Tensor]:
         """The outputs of the four stages (C2 to C5), strides 4, 8, 16, 32 unless dilated."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        outputs = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            outputs.append(x)
-        return outputs
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return [c2, c3, c4, self.layer4(c4)]
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pooled features (B, num_features)."""
-        return self.avgpool(self.stages(x)[-1]).flatten(1)
+        """Pooled features (B, num_features). Not by `stages`, so that each map is freed when it was read."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.avgpool(x).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.embed(x))

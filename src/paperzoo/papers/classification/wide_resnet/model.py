@@ -84,7 +84,8 @@ class WideResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 64 k, H / 4, W / 4)."""
-        return self.stages(x)[-1]
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))  # not stages: each is freed when it was read
+        return F.relu(self.bn(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Pooled features (B, num_features)."""
