@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from paperzoo.errors import PaperZooError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -58,7 +60,7 @@ class Recipe:
 
     def predict(self, inputs: list) -> list:
         """From what a user has (paths, arrays, strings, rows) to the task's typed results, one for each input."""
-        raise NotImplementedError(f"{type(self).__name__} has nothing to predict")
+        raise PaperZooError(f"{type(self).__name__} has nothing to predict")
 
     def samples(self, folder: Path) -> list:
         """A few held-out inputs that `predict` takes, as a user would have them; files are written to `folder`."""
@@ -66,7 +68,7 @@ class Recipe:
 
     def example(self) -> tuple:
         """Example inputs of the deployed network, batch of two first, for export, benchmarks and tests."""
-        raise NotImplementedError(f"{type(self).__name__} has no network to call")
+        raise PaperZooError(f"{type(self).__name__} has no network to call")
 
     def figures(self) -> dict[str, Image.Image]:
         """Pictures for the report, by title."""
