@@ -192,6 +192,14 @@ class OperatorRecipe(Recipe):
         """The input and the prediction, side by side."""
         return panels({"input": to_values(value).numpy(), "prediction": result.values}, len(self.facts["grid"]))
 
+    def samples(self, folder: Path) -> list[str]:
+        """Four test functions, written as .npy files."""
+        inputs, _ = self.test_pairs(self.config.resolution)
+        paths = [str(folder / f"{i}.npy") for i in range(min(4, len(inputs)))]
+        for path, values in zip(paths, inputs, strict=False):
+            np.save(path, values.numpy())
+        return paths
+
     def figures(self) -> dict[str, Image.Image]:
         """Three test functions with truth and prediction, and the error against the resolution."""
         from paperzoo.engine.pictures import new_figure, tile, to_picture

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -232,6 +233,12 @@ class TextClassificationRecipe(Recipe):
     def draw(self, value: Any, result: Classification) -> Image.Image | None:
         text = value if isinstance(value, str) else " | ".join(value)
         return text_sheet([(f"{result.label} {result.probability:.0%}", text)])
+
+    def samples(self, folder: Path) -> list:
+        """Eight held-out texts, or pairs of texts."""
+        data = open_labelled_text(self.config.data, "test", self.facts["labels"])
+        rows = range(0, len(data.texts), max(1, len(data.texts) // 8))[:8]
+        return [data.texts[i] if data.seconds is None else (data.texts[i], data.seconds[i]) for i in rows]
 
     def figures(self) -> dict[str, Image.Image]:
         """The confusion matrix, and held-out texts with their answers."""

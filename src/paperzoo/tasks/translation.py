@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy
@@ -400,6 +401,11 @@ class TranslationRecipe(Recipe):
 
     def draw(self, value: str, result: Translation) -> Image.Image | None:
         return text_sheet([("source", value), ("translation", result.text)])
+
+    def samples(self, folder: Path) -> list[str]:
+        """Eight held-out sentences."""
+        data = open_parallel_text(self.config.data, "test", self.config.source, self.config.target)
+        return [data.sources[i] for i in range(0, len(data.sources), max(1, len(data.sources) // 8))[:8]]
 
     def figures(self) -> dict[str, Image.Image]:
         """Held-out sentences with their translations and references."""
