@@ -115,3 +115,14 @@ def test_ladder(slug):
 def test_model_names_are_unique():
     names = [v["name"] for p in papers().values() for v in p.variants]
     assert len(names) == len(set(names)) == len(variants())
+
+
+@pytest.mark.parametrize("slug", WITH_CODE)
+def test_a_run_goes_end_to_end(slug, tmp_path):
+    """A few steps of `paperzoo run`: trained, evaluated, predicted, exported where that applies, a report with its curves."""
+    from paperzoo.engine.run import run
+
+    result = run(slug, changes={"steps": 4}, settings=Settings(device="cpu"), folder=tmp_path / "run")
+    assert result.metrics and result.report.stat().st_size > 10_000
+    assert all(isinstance(value, float) for value in result.metrics.values())
+    assert (result.export is not None) == ("deploys" not in papers()[slug].card.get("not_applicable", {}))
