@@ -26,6 +26,7 @@ import torch
 from paperzoo.catalog.cards import Paper, papers
 from paperzoo.engine.inference import make_ready
 from paperzoo.engine.parity import Pair
+from paperzoo.engine.runtime import channels_last
 from paperzoo.errors import PaperZooError, UnknownName
 
 MEASURES = ("inference, batch 1", "inference, batch 8", "training step")
@@ -206,8 +207,8 @@ def prepare(
 
         return infer
     network.train()
-    if fast and any(isinstance(m, torch.nn.Conv2d) for m in network.modules()):
-        network.to(memory_format=torch.channels_last)
+    if fast:
+        channels_last(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
 
     def learn() -> None:

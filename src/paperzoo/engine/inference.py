@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from paperzoo.engine.parity import leaves
+from paperzoo.engine.runtime import channels_last
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -20,9 +21,7 @@ def make_ready(network: nn.Module, inputs: tuple) -> nn.Module:
     called once, has just returned. Each fold is believed only if the outputs stay the same within 1e-4 of their size;
     otherwise nothing is folded (a layer's output may have had a second reader).
     """
-    network.eval()
-    if any(isinstance(m, nn.Conv2d) for m in network.modules()):
-        network.to(memory_format=torch.channels_last)
+    channels_last(network.eval())
     pairs = foldable(network, inputs)
     if not pairs:
         return network

@@ -251,13 +251,8 @@ class Runtime:
         """A network made ready: on the device, channels-last where it has 2-D convolutions, batch norm over all ranks."""
         if self.world > 1:
             module = across_ranks(module, self.device)
-        # FSDP2 takes contiguous parameters only
-        if (
-            self.channels_last
-            and not self.shard_networks
-            and any(isinstance(part, nn.Conv2d) for part in module.modules())
-        ):
-            module = module.to(memory_format=torch.channels_last)
+        if self.channels_last and not self.shard_networks:  # FSDP2 takes contiguous parameters only
+            channels_last(module)
         return module.to(self.device)
 
     def to_device(self, value: Any) -> Any:
@@ -275,6 +270,14 @@ class Runtime:
 
 def trainable(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """A network whose 2-D convolutions keep their kernels with the channels innermost; activations follow them."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            part.to(memory_format=torch.channels_last)
+    return module
 
 
 def seed_globals(key: int) -> None:
