@@ -227,7 +227,7 @@ def test_a_backbone_file_is_taken_over_and_a_wrong_one_refused(tmp_path):
     from safetensors.torch import save_file
 
     torch.manual_seed(1)
-    donor = {k: v + 1 for k, v in SegmentationRecipe(SMALL, Runtime()).model.state_dict().items()}
+    donor = {k: (v + 1).contiguous() for k, v in SegmentationRecipe(SMALL, Runtime()).model.state_dict().items()}
     save_file(donor, str(tmp_path / "b.safetensors"))
     recipe = SegmentationRecipe(
         Config(**{**vars(SMALL), "backbone_weights": str(tmp_path / "b.safetensors")}), Runtime()
