@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +138,6 @@ def quiet():
     """Without the exporters' chatter."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    os.environ.setdefault("TORCH_LOGS", "")
     try:
         with (
             warnings.catch_warnings(),
