@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paperzoo.errors import PaperZooError
 
@@ -87,6 +88,13 @@ class Recipe:
     def stateful(self) -> dict[str, Any]:
         """Everything that a checkpoint holds: path -> object with a `state_dict`, each object once."""
         return dict(_walk(self, "", set()))
+
+
+def running_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The exponential running average of a network, buffers included, for `self.average`; None without a decay."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _walk(owner: Recipe, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

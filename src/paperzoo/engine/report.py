@@ -18,6 +18,7 @@ from paperzoo.engine.configure import read_toml
 from paperzoo.engine.files import write_text
 from paperzoo.engine.logs import RunLog
 from paperzoo.engine.pictures import curve, tile
+from paperzoo.engine.weights import parameter_count
 
 if TYPE_CHECKING:
     from paperzoo.engine.run import Run
@@ -124,7 +125,7 @@ def metrics_table(paper: Paper, run: Run) -> str:
         rows.append(f"<tr><td>baseline: {text(expect['baseline_name'])}<td class='number'>{shown(expect['baseline'])}")
     rows.append(f"<tr><td>training time<td class='number'>{run.seconds:.1f} s")
     if getattr(run.recipe, "model", None) is not None:
-        count = sum(p.numel() for p in run.recipe.deployed.parameters())
+        count = parameter_count(run.recipe.deployed)
         rows.append(f"<tr><td>parameters<td class='number'>{count:,}")
     for row in paper.card.get("headline", []):
         rows.append(

@@ -29,6 +29,7 @@ from paperzoo.engine.loop import Settings, fit, one_step
 from paperzoo.engine.parity import compare
 from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.run import build, load, save_results, write_config
+from paperzoo.engine.weights import parameter_count
 from paperzoo.errors import PaperZooError
 
 
@@ -108,7 +109,7 @@ def builds(paper: Paper, card: Card) -> Step:
             return Step("builds", "failed", f"model.py has no function '{variant.name}'")
         with torch.device("meta"):
             model = function(**(variant.arguments or {}))
-        counts[variant.name] = sum(p.numel() for p in model.parameters())
+        counts[variant.name] = parameter_count(model)
         if counts[variant.name] != variant.parameters:
             return Step(
                 "builds",

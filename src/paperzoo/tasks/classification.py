@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchvision.transforms import v2
 
 from paperzoo.data.images import Images, open_images, to_image
 from paperzoo.engine.models import create
-from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import DataError
 
@@ -130,10 +129,7 @@ class ClassificationRecipe(Recipe):
         self.model = runtime.place(self.build())
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.learning_rate_factor)
-        self.average = None
-        if config.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = running_average(self.model, config.ema_decay)
 
     def build(self) -> nn.Module:
         """The network, with a head for the data's classes."""

@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import BinaryAUROC
 
 from paperzoo.data.encoding import Encoding
 from paperzoo.data.tables import Table, mapping_rows, open_table, read_rows
 from paperzoo.engine.models import create
-from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import PaperZooError
 
@@ -137,11 +136,7 @@ class CTRRecipe(Recipe):
             self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.factor)
-        self.average = None
-        if config.ema_decay is not None:
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-            )
+        self.average = running_average(self.model, config.ema_decay)
 
     def factor(self, step: int) -> float:
         """The learning rate of a step, as a factor of the config's."""

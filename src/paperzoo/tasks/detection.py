@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -42,7 +41,7 @@ from paperzoo.blocks.boxes import pad_images
 from paperzoo.data.coco import DetectionData, open_detection
 from paperzoo.data.images import to_image
 from paperzoo.engine.models import create
-from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import DataError, PaperZooError
 from paperzoo.tasks.classification import IMAGENET, Count, Fraction, Positive, learning_rate_factor, make_optimizer
@@ -217,10 +216,7 @@ class DetectionRecipe(Recipe):
         self.optimizer = make_optimizer(config, self.model)
         factor = lambda step: learning_rate_factor(config, step)  # noqa: E731
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
-        self.average = None
-        if config.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = running_average(self.model, config.ema_decay)
 
     def build(self) -> nn.Module:
         """The detector, for the data's classes, with what is frozen frozen."""

@@ -27,14 +27,13 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
 from paperzoo.data.images import Images, open_images
 from paperzoo.engine.models import create
-from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import DataError, MissingExtra, PaperZooError, UnknownName
 
@@ -219,10 +218,7 @@ class AdversarialRecipe(Recipe):
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, betas)
         rate = config.discriminator_learning_rate
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas)
-        self.average = None
-        if config.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = running_average(self.model, config.ema_decay)
 
     # -- data ----------------------------------------------------------------------------------------------------
 
