@@ -56,6 +56,8 @@ class Paper:
         Raises:
             PaperZooError: if the folder has no such file.
         """
+        if not self.has_code and name in ("recipe", "model", "technique", "parity"):
+            raise PaperZooError(f"{self.slug} has no code yet, only its card and notes: paperzoo show {self.slug}")
         if not (self.path / f"{name}.py").exists():
             raise PaperZooError(f"{self.slug} has no {name}.py; its folder is {self.path}")
         if ROOT in self.path.parents:
@@ -96,6 +98,27 @@ def cache_folder() -> Path:
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paperzoo"
 
 
+def card_files() -> list[tuple[Path, list[int]]]:
+    """Every card, in the order of area and slug, with its time and size."""
+    found = []
+    for root in roots():
+        here = []
+        for area in os.scandir(root) if root.is_dir() else ():
+            if not area.is_dir() or area.name.startswith(("_", ".")):
+                continue
+            for folder in os.scandir(area.path):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    stat = os.stat(os.path.join(folder.path, "card.toml"))
+                    here.append((area.name, folder.name, folder.path, [stat.st_mtime_ns, stat.st_size]))
+        found += [(Path(path, "card.toml"), stamp) for _, _, path, stamp in sorted(here)]
+    return found
+
+
+def fingerprint() -> list:
+    """What changes when any card does: every card's path, time and size."""
+    return [[str(path), stamp] for path, stamp in card_files()]
+
+
 @functools.cache
 def papers() -> dict[str, Paper]:
     """slug -> paper, in the order of area and slug."""
@@ -107,9 +130,7 @@ def papers() -> dict[str, Paper]:
         index = {}
     found: dict[str, Paper] = {}
     fresh, changed = {}, False
-    for path in (path for root in roots() for path in sorted(root.glob("*/*/card.toml"))):
-        stat = path.stat()
-        stamp = [stat.st_mtime_ns, stat.st_size]
+    for path, stamp in card_files():
         entry = index.get(str(path))
         if not (isinstance(entry, dict) and entry.get("stamp") == stamp):
             entry, changed = {"stamp": stamp, "card": read_card(path)}, True
@@ -152,4 +173,5 @@ def find(name: str) -> Paper:
 
 
 def plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    """A name as it is compared: lower case, letters and digits alone; a plus is part of a name (UNet++)."""
+    return "".join(c for c in name.lower().replace("+", "plus") if c.isalnum())

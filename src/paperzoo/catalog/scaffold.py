@@ -23,19 +23,26 @@ def scaffold(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", slug):
         raise PaperZooError(f"slug '{slug}': lower-case letters, digits and underscores, beginning with a letter")
-    if slug in papers():
-        raise PaperZooError(f"slug '{slug}' is taken by {papers()[slug].path}")
+    known = papers().get(slug)
+    if known and (known.has_code or known.card["kind"] == "reading"):
+        raise PaperZooError(f"slug '{slug}' is taken by {known.path}")
+    if known:  # its card and notes are there: the code files alone
+        return write_files(known.path, code_files(known.card))
     entry = read_facts(facts, slug) if facts else {"area": area, "title": title, "kind": kind}
     if not entry.get("area") or not entry.get("title"):
         raise PaperZooError("give --facts FILE with a line for this slug, or both --area and --title")
     folder = (into or ROOT) / entry["area"] / slug
+    if folder.exists():
+        raise PaperZooError(f"{folder}: cannot be written (File exists)")
+    return write_files(folder, {"card.toml": card_text(entry), "notes.md": notes_text(entry)} | code_files(entry))
+
+
+def write_files(folder: Path, files: dict[str, str]) -> Path:
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for package in (folder, folder.parent):
             (package / "__init__.py").touch()
-        (folder / "card.toml").write_text(card_text(entry), encoding="utf-8")
-        (folder / "notes.md").write_text(notes_text(entry), encoding="utf-8")
-        for name, text in code_files(entry).items():
+        for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise PaperZooError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -69,6 +76,7 @@ def card_text(entry: dict[str, Any]) -> str:
         "kind": entry.get("kind"),
         "form": entry.get("form"),
         "task": entry.get("task") or FILL,
+        "tasks": [FILL],
         "summary": FILL,
         "summary_zh": FILL,
         "mechanism": entry.get("mechanism") or FILL,
@@ -80,7 +88,7 @@ def card_text(entry: dict[str, Any]) -> str:
         elif key == "year":
             lines.append(f"year = {value or 0}")
         elif value:
-            lines.append(f"{key} = {quoted(value)}")
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
     lines.append("builds_on = []")
     for note in entry.get("reference", []):
         lines.append(f"# reference: {note}")

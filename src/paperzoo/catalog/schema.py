@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from paperzoo.catalog import vocabulary
 from paperzoo.catalog.cards import Paper, read_card
 from paperzoo.errors import PaperZooError
 
@@ -18,10 +20,13 @@ class Strict(BaseModel):
 
 
 class Headline(Strict):
+    """One published result. `unconfirmed` marks a figure that was not found in the work or its code when it was looked for."""
+
     dataset: str
     metric: str
     value: str
     setting: str = Field(default="", min_length=0)
+    unconfirmed: bool = False
 
 
 class Variant(Strict):
@@ -54,7 +59,10 @@ class Expect(Strict):
 
 
 class Reproduces(Strict):
+    """The published number that a run here is held against; `headline` is its place (from 0) among the card's headline results."""
+
     preset: str = "published"
+    headline: int | None = Field(default=None, ge=0)
     metric: str
     at_least: float | None = None
     at_most: float | None = None
@@ -72,18 +80,45 @@ class Card(Strict):
     kind: Literal["model", "method", "technique", "reading"]
     form: str | None = None
     task: str
+    tasks: list[str] = Field(min_length=1)
+    methods: list[str] = []
     aliases: list[str] = []
+    keywords: list[str] = []
     summary: str
     summary_zh: str
     mechanism: str | None = None
     builds_on: list[str] = []
+    compares_with: list[str] = []
     code: str | None = None
     license: str | None = None
+    reference: list[str] = []
+    reading: Literal["checked", "to_check", "survey"] | None = None
+    lists: list[str] = []
     headline: list[Headline] = []
     variants: list[Variant] = []
     expect: Expect | None = None
     not_applicable: dict[Literal["builds", "matches", "learns", "deploys", "reproduces"], str] = {}
     reproduces: Reproduces | None = None
+
+    @field_validator("tasks", "methods")
+    @classmethod
+    def in_the_vocabulary(cls, ids: list[str], info) -> list[str]:
+        known = vocabulary.table(info.field_name)
+        for name in ids:
+            if name not in known:
+                raise ValueError(f"'{name}' is not in vocabulary/{info.field_name}.toml{nearest(name, known)}")
+        return ids
+
+    @field_validator("venue")
+    @classmethod
+    def one_spelling(cls, venue: str | None) -> str | None:
+        term = venue and vocabulary.resolve("venues", venue)
+        if venue and not term:
+            names = [t.name for t in vocabulary.table("venues").values()]
+            raise ValueError(f"'{venue}' is not in vocabulary/venues.toml{nearest(venue, names)}")
+        if term and venue != term.name:
+            raise ValueError(f"write '{term.name}', the name that vocabulary/venues.toml gives it")
+        return venue
 
     @model_validator(mode="after")
     def has_a_source(self) -> Card:
@@ -94,19 +129,42 @@ class Card(Strict):
         return self
 
 
+def nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
 def check(paper: Paper) -> Card:
     """The card, validated.
 
     Raises:
-        PaperZooError: one line: the file, the line where it can be found, the key, what is wrong.
+        PaperZooError: one line: the file, the line where it can be found, the key, what is wrong, and what to write instead.
     """
     path = paper.path / "card.toml"
     try:
         return Card.model_validate(read_card(path))
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next(
+            (e for e in found if e["type"] == "extra_forbidden"), found[0]
+        )  # a misspelt key also counts as missing
         key = ".".join(str(part) for part in first["loc"]) or "the card"
-        raise PaperZooError(f"{path}:{line_of(path, first['loc'])}: {key}: {first['msg']}") from None
+        raise PaperZooError(f"{path}:{line_of(path, first['loc'])}: {key}: {said(first)}") from None
+
+
+def said(error: dict) -> str:
+    """What pydantic found, with the fix where it follows from the schema."""
+    key = str(error["loc"][-1]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        return f"there is no such key{nearest(key, keys_beside(error['loc']))}"
+    if error["type"] == "missing":
+        return f"missing; add: {key} = {'[…]' if key in ('tasks', 'authors') else '…'}"
+    return error["msg"].removeprefix("Value error, ")
+
+
+def keys_beside(location: tuple) -> list[str]:
+    models = {"headline": Headline, "variants": Variant, "expect": Expect, "reproduces": Reproduces}
+    return list((models.get(str(location[0]), Card) if len(location) > 1 else Card).model_fields)
 
 
 def line_of(path: Path, location: tuple) -> int:

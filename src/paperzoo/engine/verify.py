@@ -57,6 +57,8 @@ def verify(paper: Paper, steps: tuple[str, ...] = LADDER, tell: Callable[[str], 
     card = check(paper)
     if card.kind == "reading":
         return [Step(name, "n/a", "a work to read, without code") for name in steps]
+    if not paper.has_code:
+        return [Step(name, "not yet", "there is no code for this work yet") for name in steps]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         climb = {
@@ -102,7 +104,7 @@ def builds(paper: Paper, card: Card) -> Step:
             "builds", "failed", "no variants in the card: name the models, or say under [not_applicable] why not"
         )
     module = paper.module("model")
-    counts = {}
+    counts, flops = {}, {}
     for variant in card.variants:
         function = getattr(module, variant.name, None)
         if function is None:
@@ -117,6 +119,8 @@ def builds(paper: Paper, card: Card) -> Step:
                 f"{variant.name} has {counts[variant.name]:,} parameters, the card says {variant.parameters:,}",
                 counts,
             )
+        if variant.input:
+            flops[variant.name] = forward_flops(model, variant.input)
     named = {v.name for v in card.variants}
     public = [
         n
@@ -127,7 +131,16 @@ def builds(paper: Paper, card: Card) -> Step:
         return Step("builds", "failed", f"model.py makes models that the card does not list: {', '.join(public[:4])}")
     shown = ", ".join(f"{n} {count(c)}" for n, c in list(counts.items())[:3])
     more = f" and {len(counts) - 3} more" if len(counts) > 3 else ""
-    return Step("builds", "passed", f"{len(counts)} models: {shown}{more}", {"parameters": counts})
+    return Step("builds", "passed", f"{len(counts)} models: {shown}{more}", {"parameters": counts, "flops": flops})
+
+
+def forward_flops(model: torch.nn.Module, size: list[int]) -> int:
+    """Floating-point operations (a multiplication and an addition are two) of one input of this size, counted by torch on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.empty(1, *size, device="meta"))
+    return counter.get_total_flops()
 
 
 def returns_module(function: Callable) -> bool:
@@ -388,7 +401,9 @@ def status_page(papers: dict[str, Paper], status: dict[str, Any]) -> str:
         "# Status",
         "",
         "Written by `paperzoo verify --all`; not edited by hand. "
-        f"{done} of {len(status)} papers pass every step that applies. "
+        f"{done} of {len(status)} papers with code pass every step that applies; "
+        f"{sum(p.card['kind'] != 'reading' and not p.has_code for p in papers.values())} more have their card and wait for code, "
+        f"{sum(p.card['kind'] == 'reading' for p in papers.values())} are works to read. "
         f"torch {torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}, ONNX Runtime {onnxruntime.__version__}.",
         "",
         "| paper | area | " + " | ".join(LADDER) + " |",
@@ -412,6 +427,8 @@ def readme_table(page: str, papers: dict[str, Paper], status: dict[str, Any]) ->
         return page
     lines = ["", "", "| area | paper | year | status | in one line |", "|---|---|---|---|---|"]
     for slug, paper in papers.items():
+        if not paper.has_code:
+            continue
         link = f"[{slug}](src/paperzoo/papers/{paper.area}/{slug}/notes.md)"
         mark = badge(status.get(slug, {}))
         area = paper.area.replace("_", " ")
