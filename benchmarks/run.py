@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from paperzoo.catalog.cards import papers
+from paperzoo.catalog.measured import PATH as MEASURED
+from paperzoo.catalog.measured import summary
 from paperzoo.engine.bench import MEASURES, bench, lines
 
 FOLDER = Path(__file__).parent
@@ -31,7 +33,22 @@ def main(device: str = "cpu", threads: int | None = None, rounds: int = 5) -> No
                 ),
                 flush=True,
             )
+    write_summary()
+
+
+def write_summary() -> None:
+    """The page beside this file, and the few figures that the catalogue shows."""
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
+    devices = {folder.name: summary(read_results(folder)) for folder in result_folders()}
+    MEASURED.write_text(json.dumps(devices, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def result_folders() -> list[Path]:
+    return sorted(p for p in (FOLDER / "results").iterdir() if p.is_dir())
+
+
+def read_results(folder: Path) -> list[dict]:
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
 
 
 def page() -> str:
@@ -43,8 +60,8 @@ def page() -> str:
         "its own, the reference called plainly (`model.eval()`, `torch.no_grad()`), ours as the engine runs it (allocator thresholds, channels-last,",
         "folded batch norm, `inference_mode`). The JSON files beside this page have the times, the peak memory, machine and versions.",
     ]
-    for folder in sorted(p for p in (FOLDER / "results").iterdir() if p.is_dir()):
-        rows = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
+    for folder in result_folders():
+        rows = read_results(folder)
         machine = rows[0]["machine"]
         where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
         text += ["", f"## {folder.name}: {where}, torch {machine['torch']}"]

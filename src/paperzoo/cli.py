@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from paperzoo import cli_catalog
+from paperzoo.cli_options import FREE, Completed, Device, Json, Source, complete_name, example
 from paperzoo.errors import PaperZooError
 
 app = typer.Typer(
@@ -20,27 +22,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Source = Annotated[str, typer.Argument(help="A run's folder, or a paper's name for its latest run under ./runs.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
-FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-def complete_name(incomplete: str) -> list[str]:
-    from paperzoo.catalog.cards import papers, variants
-
-    return sorted(n for n in {*papers(), *variants()} if n.startswith(incomplete))
-
-
-Completed = Annotated[
-    str, typer.Argument(help="A paper's slug, name or alias, or one of its models.", autocompletion=complete_name)
-]
-
-
-def example(*lines: str) -> str:
-    """The examples below a command's help."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
 
 @app.callback(invoke_without_command=True)
 def common(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
@@ -51,88 +32,9 @@ def common(version: Annotated[bool, typer.Option("--version", help="Print the ve
         raise typer.Exit
 
 
-# -- the catalogue -----------------------------------------------------------------------------------------------------
-
-
-@app.command(
-    "list", epilog=example("paperzoo list --area detection", "paperzoo list --models 'resnet*'", "paperzoo list --json")
-)
-def list_(
-    area: Annotated[str | None, typer.Option(help="Only this area, for example detection.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only tasks that contain this.")] = None,
-    year: Annotated[int | None, typer.Option(help="Only this year.")] = None,
-    kind: Annotated[str | None, typer.Option(help="model, method, technique or reading.")] = None,
-    models: Annotated[str | None, typer.Option(help="Names of models instead, those that match a pattern.")] = None,
-    json: Json = False,
-) -> None:
-    """List the papers, or the models."""
-    from paperzoo import terminal
-    from paperzoo.catalog.search import list_models, select
-
-    if models is not None:
-        return terminal.names(list_models(models), json)
-    return terminal.paper_list(select(area, task, year, kind), json)
-
-
-@app.command(
-    epilog=example('paperzoo search "residual network"', "paperzoo search 注意力", "paperzoo search attention --json")
-)
-def search(
-    query: Annotated[list[str], typer.Argument(help="Words, English or Chinese.")],
-    limit: Annotated[int, typer.Option(help="How many at most.")] = 20,
-    json: Json = False,
-) -> None:
-    """Find papers by words."""
-    from paperzoo import terminal
-    from paperzoo.catalog.search import search as find_papers
-
-    found = find_papers(" ".join(query), limit)
-    if not found and not json:
-        raise PaperZooError(f"nothing found for '{' '.join(query)}'; paperzoo list shows everything")
-    return terminal.paper_list(found, json)
-
-
-@app.command(epilog=example("paperzoo show fixmatch", "paperzoo show resnet50 --json"))
-def show(name: Completed, json: Json = False) -> None:
-    """Show a paper: facts, idea, models, status, files to read."""
-    from paperzoo import terminal
-    from paperzoo.catalog.cards import find
-
-    terminal.show(find(name), json)
-
-
-@app.command(epilog=example("paperzoo cite adam", "paperzoo cite resnet fpn >> references.bib"))
-def cite(
-    names: Annotated[list[str], typer.Argument(help="Papers.", autocompletion=complete_name)], json: Json = False
-) -> None:
-    """Print BibTeX."""
-    from paperzoo.catalog.cards import find
-    from paperzoo.catalog.cite import bibtex
-
-    entries = {find(n).slug: bibtex(find(n)) for n in names}
-    if json:
-        return print_json(entries)
-    print("\n\n".join(entries.values()))
-
-
-@app.command(
-    epilog=example(
-        "paperzoo new my_paper --facts papers.jsonl", "paperzoo new my_paper --area classification --title 'My Paper'"
-    )
-)
-def new(
-    slug: Annotated[str, typer.Argument(help="The folder's name: lower case, digits, underscores.")],
-    facts: Annotated[Path | None, typer.Option(help="A JSON-lines file with a line whose slug is this one.")] = None,
-    area: Annotated[str | None, typer.Option(help="The area's folder, when there are no facts.")] = None,
-    title: Annotated[str | None, typer.Option(help="The paper's title, when there are no facts.")] = None,
-    kind: Annotated[str, typer.Option(help="model, method or technique, when there are no facts.")] = "model",
-    into: Annotated[Path | None, typer.Option(help="The folder of papers; default: this installation's.")] = None,
-) -> None:
-    """Write the skeleton of a paper's folder, ready to fill."""
-    from paperzoo.catalog.scaffold import scaffold
-
-    folder = scaffold(slug, facts, area, title, kind, into)
-    print(f"wrote {folder}\nfill in card.toml and notes.md, then the code; check with: paperzoo verify {slug}")
+app.add_typer(cli_catalog.app)
+app.add_typer(cli_catalog.shelf_app, name="shelf")
+app.add_typer(cli_catalog.site_app, name="site")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -429,12 +331,6 @@ def launch(processes: int) -> int:
             words.append(word)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.call([*command, "-m", "paperzoo", *words])
-
-
-def print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def main() -> None:

@@ -6,15 +6,14 @@ import dataclasses
 import json as json_module
 import logging
 import os
-import shutil
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paperzoo.catalog.cards import Paper, find, papers
-from paperzoo.catalog.status import LETTERS, PATH, badge, read_status
+from paperzoo.catalog.cards import find, papers
+from paperzoo.catalog.status import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,69 +45,6 @@ def prepare_process() -> None:
 
 def first_rank() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
-
-
-# -- the catalogue -----------------------------------------------------------------------------------------------------
-
-
-def names(found: list[str], json: bool) -> None:
-    emit(found) if json else print("\n".join(found))
-
-
-def paper_list(found: list[Paper], json: bool) -> None:
-    status = read_status()
-    if json:
-        return emit([describe(paper, status) for paper in found])
-    width = shutil.get_terminal_size((120, 24)).columns
-    slug_width = max((len(p.slug) for p in found), default=4) + 2
-    for area in dict.fromkeys(p.area for p in found):
-        print(area.replace("_", " "))
-        for paper in (p for p in found if p.area == area):
-            head = f"  {paper.slug:<{slug_width}}{paper.card['year']}  {badge(status.get(paper.slug, {}))}  "
-            print((head + paper.card["summary"])[: width - 1])
-    print(f"\n{len(found)} papers · B builds, M matches, L learns, D deploys, R reproduces · paperzoo show NAME")
-
-
-def describe(paper: Paper, status: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "slug": paper.slug,
-        "area": paper.area,
-        "path": str(paper.path),
-        "link": paper.link,
-        "status": {name: step["state"] for name, step in status.get(paper.slug, {}).items()},
-        **paper.card,
-    }
-
-
-def show(paper: Paper, json: bool) -> None:
-    status = read_status()
-    if json:
-        return emit(describe(paper, status))
-    card = paper.card
-    print(f"{card['name']} · {card['title']}")
-    print(f"{', '.join(card.get('authors', []))}\n{card.get('venue') or ''} {card['year']} · {paper.link}")
-    print(f"\n{card['summary']}\n{card['summary_zh']}")
-    if card.get("mechanism"):
-        print(f"\nHow: {card['mechanism']}")
-    for row in card.get("headline", []):
-        print(f"  {row['dataset']}: {row['metric']} {row['value']}  {row.get('setting', '')}")
-    if paper.variants:
-        print("\nModels")
-        width = max(len(v["name"]) for v in paper.variants) + 2
-        for v in paper.variants:
-            size = "x".join(map(str, v.get("input") or []))
-            print(f"  {v['name']:<{width}}{v['parameters'] / 1e6:8.2f}M parameters  {size}")
-    print("\nVerified")
-    for name in LETTERS:
-        step = status.get(paper.slug, {}).get(name, {"state": "not yet", "text": ""})
-        print(f"  {name:<12}{step['state']:<9} {step['text']}")
-    print("\nRead")
-    for name in ("notes.md", "model.py", "technique.py", "recipe.py", "parity.py"):
-        if (paper.path / name).exists():
-            print(f"  {paper.path / name}")
-    if card.get("builds_on"):
-        print(f"\nBuilds on: {', '.join(card['builds_on'])}")
-    print(f"\nRun it: paperzoo run {paper.slug}   Cite it: paperzoo cite {paper.slug}")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

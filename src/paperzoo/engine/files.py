@@ -34,3 +34,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file, atomically."""
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A binary file, atomically."""
+    write_atomically(path, lambda part: part.write_bytes(content))

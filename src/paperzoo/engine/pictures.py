@@ -43,6 +43,23 @@ def curve(points: Mapping[str, Sequence[tuple[float, float]]], title: str, logar
     return to_picture(figure)
 
 
+def record(board: Any) -> Image.Image:
+    """A leaderboard (`catalog.board.Board`) over the years: every result as a point, the record as a line with its holders."""
+    figure, axes = new_figure(9.0, 5.0)
+    rows, held = board.rows, board.records
+    last = max(row.year for row in rows)
+    axes.scatter([row.year for row in rows], [row.value for row in rows], s=22, color="#8a93a3", label="results")
+    line = [*((row.year, row.value) for row in held), (last, held[-1].value)]
+    axes.step(*zip(*line, strict=True), where="post", color="#c2410c", label="record")
+    for row in held:
+        axes.annotate(row.name, (row.year, row.value), textcoords="offset points", xytext=(4, 6), fontsize=8)
+    axes.set(title=f"{board.dataset.name}: {board.metric.name}", ylabel=f"{board.metric.name} {board.unit}".strip())
+    axes.set_xlim(min(row.year for row in rows) - 0.6, last + 1.4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8, frameon=False)
+    return to_picture(figure)
+
+
 def confusion_matrix(counts: Any, labels: Sequence[str]) -> Image.Image:
     """Rows are the truth, columns the prediction; counts are written in up to 20 classes."""
     size = min(9.0, 2.2 + 0.35 * len(labels))
