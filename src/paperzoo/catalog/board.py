@@ -90,16 +90,40 @@ def normalised(text: str, metric: Term) -> float | None:
     value = number(text)
     if value is None:
         return None
-    if metric.unit == "%" and "%" not in text and abs(value) <= 1 and metric.better != "lower":
-        value *= 100
-    elif metric.unit == "%" and "%" not in text and abs(value) < 1 and len(text.split(".")[-1]) >= 3:
-        value *= 100  # 0.035 is 3.5%, while 0.35 may well be a percentage already
+    fraction = abs(value) <= (metric.fraction_to or 1) and "%" not in text
+    if metric.better == "lower" and fraction and metric.unit == "%":
+        fraction = len(text.split(".")[-1]) >= 3  # 0.035 is 3.5%, while 0.35 may well be a percentage already
+    if metric.unit == "%" and fraction:
+        value = round(value * 100, 6)
     return round(100 - value, 6) if metric.complement else value
 
 
-def board_metric(metric: Term) -> Term:
-    """The metric whose board a result stands on: errors on that of the accuracy."""
-    return vocabulary.table("metrics")[metric.complement] if metric.complement else metric
+def board_metric(metric: Term, dataset: Term | None = None, tasks: list[str] | None = None, setting: str = "") -> Term:
+    """The metric whose board a result stands on: what "AP" means on this data set, errors as accuracies, probes apart."""
+    known = vocabulary.table("metrics")
+    for join in metric.joins or [] if dataset else []:
+        mine = set((tasks or [])[:1])
+        allowed = not join.get("tasks") or mine & set(join["tasks"])
+        if join["dataset"] == dataset.id and allowed and not set(tasks or []) & set(join.get("not_tasks", [])):
+            metric = known[join["metric"]]
+            break
+    if metric.complement:
+        metric = known[metric.complement]
+    said = vocabulary.spelled(setting)
+    for other in protocols().get(metric.same_as or metric.id, ()):
+        if any(vocabulary.spelled(words) in said for words in other.in_setting):
+            return other
+    return metric
+
+
+@functools.cache
+def protocols() -> dict[str, list[Term]]:
+    """metric -> the metrics that are the same one by another protocol, told by words in the setting."""
+    found: dict[str, list[Term]] = {}
+    for term in vocabulary.table("metrics").values():
+        if term.of:
+            found.setdefault(term.of, []).append(term)
+    return found
 
 
 @functools.cache
@@ -109,9 +133,8 @@ def boards() -> dict[tuple[str, str], Board]:
     found: dict[tuple[str, str], list[Row]] = {}
     for paper in papers().values():
         for result in paper.card.get("headline", []):
-            place = resolve_row(paper, result, state)
-            if place:
-                found.setdefault(place[0], []).append(place[1])
+            for place, row in resolve_rows(paper, result, state):
+                found.setdefault(place, []).append(row)
     for dataset, metric in list(found):  # "accuracy" joins the board of "top-1 accuracy" where the data set has one
         same = vocabulary.table("metrics")[metric].same_as
         if same and (dataset, same) in found:
@@ -124,27 +147,35 @@ def boards() -> dict[tuple[str, str], Board]:
     return made
 
 
-def resolve_row(paper: Paper, result: dict[str, Any], state: dict[str, Any]) -> tuple[tuple[str, str], Row] | None:
-    """The board a headline result belongs to and its row; None for differences, costs and data sets without a name."""
+def resolve_rows(paper: Paper, result: dict[str, Any], state: dict[str, Any]) -> list[tuple[tuple[str, str], Row]]:
+    """The boards a headline result belongs to, with its rows; none for differences, costs and data sets without a name."""
     dataset = vocabulary.resolve("datasets", result["dataset"])
     metric = vocabulary.resolve("metrics", result["metric"])
-    if not dataset or not metric or dataset.kind == "unnamed" or metric.kind != "quality" or metric.better == "none":
-        return None
-    value = normalised(result["value"], metric)
-    if value is None or result["value"].lstrip().startswith("+"):
-        return None
-    splits = {vocabulary.spelled(k): v for k, v in (dataset.splits or {}).items()}
-    row = Row(
-        slug=paper.slug,
-        name=paper.card["name"],
-        year=paper.card["year"],
-        value=value,
-        shown=result["value"] if not metric.complement else f"{result['value']} {metric.name}",
-        setting=result.get("setting", ""),
-        split=splits.get(vocabulary.spelled(result["dataset"]), ""),
-        state=verification(paper, result, state),
-    )
-    return (dataset.id, board_metric(metric).id), row
+    if not dataset or not metric or dataset.kind == "unnamed" or result["value"].lstrip().startswith("+"):
+        return []
+    known = vocabulary.table("metrics")
+    parts = [known[m] for m in metric.parts] if metric.parts else [metric]
+    values = result["value"].split("/") if metric.parts else [result["value"]]
+    splits = said_splits(dataset) | said_splits(metric)
+    split = splits.get(vocabulary.spelled(result["dataset"])) or splits.get(vocabulary.spelled(result["metric"]), "")
+    found = []
+    for part, text in zip(parts, values, strict=False):
+        setting = result.get("setting", "")
+        place = board_metric(part, dataset, paper.card["tasks"], setting)
+        value = normalised(text, part)
+        if value is None or place.kind != "quality" or place.better == "none":
+            continue
+        shown = text.strip() if not part.complement else f"{text.strip()} {part.name}"
+        card = paper.card
+        row = Row(
+            paper.slug, card["name"], card["year"], value, shown, setting, split, verification(paper, result, state)
+        )
+        found.append(((dataset.id, place.id), row))
+    return found
+
+
+def said_splits(term: Term) -> dict[str, str]:
+    return {vocabulary.spelled(spelling): split for spelling, split in (term.splits or {}).items()}
 
 
 def verification(paper: Paper, result: dict[str, Any], state: dict[str, Any]) -> str:
