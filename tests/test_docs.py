@@ -22,7 +22,8 @@ def blocks(text: str, language: str) -> list[tuple[str, str]]:
 
 def environment(folder: Path) -> dict[str, str]:
     binaries = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "2"}
+    own = {"PAPERZOO_SHELF": str(folder / "shelf.sqlite"), "OMP_NUM_THREADS": "2"}
+    return os.environ | own | {"PATH": binaries + os.pathsep + os.environ["PATH"]}
 
 
 def test_readme_commands_run(tmp_path):
