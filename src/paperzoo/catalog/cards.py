@@ -11,10 +11,8 @@ import functools
 import json
 import os
 import sys
-import tomllib
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +65,8 @@ class Paper:
 
 def import_from(path: Path, name: str) -> ModuleType:
     """A module of a paper that lives outside of the package, imported once under a name of its own."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
     if name not in sys.modules:
         spec = spec_from_file_location(name, path)
         module = module_from_spec(spec)
@@ -86,6 +86,8 @@ def roots() -> list[Path]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -114,9 +116,15 @@ def card_files() -> list[tuple[Path, list[int]]]:
     return found
 
 
-def fingerprint() -> list:
-    """What changes when any card does: every card's path, time and size."""
-    return [[str(path), stamp] for path, stamp in card_files()]
+@functools.cache
+def known_files() -> list[tuple[Path, list[int]]]:
+    """The cards as they were when this process first looked."""
+    return card_files()
+
+
+def fingerprint(files: list[tuple[Path, list[int]]] | None = None) -> list:
+    """What changes when any card does: every card's path, time and size, looked up now unless `files` are given."""
+    return [[str(path), stamp] for path, stamp in (card_files() if files is None else files)]
 
 
 @functools.cache
@@ -130,7 +138,7 @@ def papers() -> dict[str, Paper]:
         index = {}
     found: dict[str, Paper] = {}
     fresh, changed = {}, False
-    for path, stamp in card_files():
+    for path, stamp in known_files():
         entry = index.get(str(path))
         if not (isinstance(entry, dict) and entry.get("stamp") == stamp):
             entry, changed = {"stamp": stamp, "card": read_card(path)}, True

@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-import hashlib
 import json
 import math
 import os
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from paperzoo.catalog import cards
@@ -155,8 +156,9 @@ def index() -> dict[str, Any]:
     """The index of today's cards, from the cache folder if it is still true."""
     from paperzoo.catalog import vocabulary
 
-    stamps = [[str(f), f.stat().st_mtime_ns] for f in (*sorted(vocabulary.FOLDER.glob("*.toml")), _here())]
-    key = hashlib.sha256(json.dumps([cards.fingerprint(), stamps]).encode()).hexdigest()
+    stamps = [[str(f), f.stat().st_mtime_ns] for f in (*sorted(vocabulary.FOLDER.glob("*.toml")), Path(__file__))]
+    seen = json.dumps([cards.fingerprint(cards.known_files()), stamps])
+    key = f"{len(seen)}-{zlib.crc32(seen.encode())}-{zlib.adler32(seen.encode())}"
     file = cards.cache_folder() / "search.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(file.read_bytes())
@@ -169,12 +171,6 @@ def index() -> dict[str, Any]:
         part.write_text(json.dumps(built, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
         part.replace(file)
     return built
-
-
-def _here():
-    from pathlib import Path
-
-    return Path(__file__)
 
 
 # -- ranking -----------------------------------------------------------------------------------------------------------
