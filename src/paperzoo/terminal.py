@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paperzoo.catalog.cards import find, papers
-from paperzoo.catalog.status import PATH
+from paperzoo.catalog.status import PATH, read_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,8 +233,10 @@ def climb_all(slugs: list[str], steps: tuple[str, ...], processes: int) -> Itera
         yield from pool.map(climb_one, slugs, [steps] * len(slugs), [threads] * len(slugs))
 
 
-def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool, processes: int = 1) -> int:
-    """Climb, print, and with `--all` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
+def verify(
+    wanted: list[str], all_papers: bool, steps: list[str], json: bool, processes: int = 1, write: bool = False
+) -> int:
+    """Climb, print, and with `--all` or `--write` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
     from paperzoo.engine.files import write_text
     from paperzoo.engine.verify import readme_table, refuse_unknown_steps, status_data, status_page
 
@@ -250,7 +252,10 @@ def verify(wanted: list[str], all_papers: bool, steps: list[str], json: bool, pr
     status = status_data(results)
     if json:
         emit(status)
-    if all_papers and not steps:
+    if write and not all_papers:  # the others keep what they had
+        known = read_status() | status
+        status = {slug: known[slug] for slug, paper in papers().items() if paper.has_code and slug in known}
+    if (all_papers or write) and not steps:
         write_text(PATH, json_module.dumps(status, indent=1, ensure_ascii=False) + "\n")
         root = Path(__file__).parents[2]
         if (root / "pyproject.toml").exists():

@@ -71,6 +71,18 @@ class Recipe:
         """Example inputs of the deployed network, batch of two first, for export, benchmarks and tests."""
         raise PaperZooError(f"{type(self).__name__} has no network to call")
 
+    def browser(self) -> dict | None:
+        """How a web page runs the trained network, as plain JSON values; None where it cannot.
+
+        {"input": …, "output": …, "samples": […], "learned_from": {"en", "zh"}, "limits": {"en", "zh"}}. The kinds of
+        input and output that a page knows are listed in `web/src/try/types.ts`.
+        """
+        return None
+
+    def browser_network(self) -> tuple[nn.Module, tuple]:
+        """The network that the page runs, from what the page has to what it shows; and an example of its inputs, a batch of one."""
+        return self.deployed, tuple(x[:1] for x in self.example())
+
     def figures(self) -> dict[str, Image.Image]:
         """Pictures for the report, by title."""
         return {}

@@ -119,7 +119,7 @@ def builds(paper: Paper, card: Card) -> Step:
                 f"{variant.name} has {counts[variant.name]:,} parameters, the card says {variant.parameters:,}",
                 counts,
             )
-        if variant.input:
+        if variant.input and takes_one(model):
             flops[variant.name] = forward_flops(model, variant.input)
     named = {v.name for v in card.variants}
     public = [
@@ -132,6 +132,12 @@ def builds(paper: Paper, card: Card) -> Step:
     shown = ", ".join(f"{n} {count(c)}" for n, c in list(counts.items())[:3])
     more = f" and {len(counts) - 3} more" if len(counts) > 3 else ""
     return Step("builds", "passed", f"{len(counts)} models: {shown}{more}", {"parameters": counts, "flops": flops})
+
+
+def takes_one(model: torch.nn.Module) -> bool:
+    """Whether a network can be called with one tensor alone."""
+    needed = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
+    return len([p for p in needed if p.kind is p.POSITIONAL_OR_KEYWORD]) == 1
 
 
 def forward_flops(model: torch.nn.Module, size: list[int]) -> int:

@@ -44,6 +44,7 @@ from paperzoo.engine.models import create
 from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import DataError, PaperZooError
+from paperzoo.tasks import browser
 from paperzoo.tasks.classification import IMAGENET, Count, Fraction, Positive, learning_rate_factor, make_optimizer
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075", "#f032e6")
@@ -347,6 +348,45 @@ class DetectionRecipe(Recipe):
     def example(self) -> tuple[Tensor]:
         size = -(-self.config.image_sizes[-1] // self.config.multiple) * self.config.multiple
         return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+    def browser(self) -> dict | None:
+        """A picture, its middle square scaled to the size of evaluation, to the objects in it."""
+        if type(self).predict is not DetectionRecipe.predict:
+            return None
+        size, data = self.config.image_sizes[-1], self.open("test")
+        numbers = relabelled(data, self.facts["labels"])
+        samples = []
+        for i in browser.evenly(len(data), browser.SHOWN):
+            item = data[i]
+            names = [self.facts["labels"][numbers[k]] for k in item["labels"].tolist()]
+            truth = {"boxes": item["boxes"].tolist(), "labels": names}
+            samples.append({"image": browser.picture_url(item["image"]), "truth": truth})
+        return {
+            "input": {
+                "kind": "image",
+                "size": [size, size],
+                # "shortest" keeps the shape of a picture, but a page's graph has one size: hence the middle square
+                "resize": {
+                    "rule": "square" if self.config.resize == "square" else "cover",
+                    "to": size,
+                    "antialias": False,
+                },
+            },
+            "output": {
+                "kind": "boxes",
+                "labels": self.facts["labels"],
+                "colours": list(COLOURS),
+                "threshold": self.config.show_above,
+            },
+            "samples": samples,
+            **browser.about(self.config.data),
+        }
+
+    def browser_network(self) -> tuple[nn.Module, tuple]:
+        """Pixels (1, 3, H, W) in [0, 1] -> boxes (N, 4) in those pixels, scores (N,), labels (N,): the whole of `postprocess`."""
+        size, canvas = self.config.image_sizes[-1], self.example()[0].shape[-1]
+        network = browser.Objects(self.deployed, self.facts, size, canvas)
+        return network, (torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)),)
 
     def draw(self, value: Any, result: Detection) -> Image.Image:
         shown = result.above(self.config.show_above)

@@ -29,6 +29,7 @@ from paperzoo.engine.models import create
 from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import PaperZooError
+from paperzoo.tasks import browser
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -264,6 +265,37 @@ class SegmentationRecipe(Recipe):
     def example(self) -> tuple[Tensor]:
         size = self.config.crop_size
         return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+    def browser(self) -> dict | None:
+        """A picture, its middle square scaled to the size of training, to a class for each pixel."""
+        if type(self).predict is not SegmentationRecipe.predict:
+            return None
+        size, labels = self.config.crop_size, self.facts["labels"]
+        samples = []
+        for i in browser.evenly(len(self.test_set), browser.SHOWN):
+            image, mask = (t.as_subclass(Tensor) for t in self.test_set[i])
+            samples.append({"image": browser.picture_url(image), "truth": browser.picture_url(mask)})
+        return {
+            "input": {
+                "kind": "image",
+                "size": [size, size],
+                "resize": {"rule": "cover", "to": size, "antialias": True},
+            },
+            "output": {
+                "kind": "mask",
+                "labels": labels,
+                "colours": browser.hex_colours(palette(len(labels))),
+                "clear": [0] if labels[0] == "background" else [],
+            },
+            "samples": samples,
+            **browser.about(self.config.data),
+        }
+
+    def browser_network(self) -> tuple[nn.Module, tuple]:
+        """Pixels (1, 3, H, W) in [0, 1] -> class ids int32 (1, H, W) and their probabilities (1, H, W)."""
+        size = self.config.crop_size
+        network = nn.Sequential(browser.Normalise(self.facts), self.deployed, browser.BestClass())
+        return network, (torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)),)
 
     def draw(self, value: Any, result: Segmentation) -> Image.Image:
         return overlay(to_image(value), result.mask, self.facts["labels"])

@@ -26,6 +26,7 @@ from paperzoo.engine.models import create
 from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import PaperZooError
+from paperzoo.tasks import browser
 from paperzoo.tasks.classification import Classification, answer
 from paperzoo.tasks.text_pictures import text_sheet
 
@@ -229,6 +230,25 @@ class TextClassificationRecipe(Recipe):
         return torch.randint(5, self.tokenizer.vocab_size, shape, generator=generator), torch.zeros(
             shape, dtype=torch.int64
         )
+
+    def browser(self) -> dict | None:
+        """A text to the probabilities of the classes; None for pairs of texts, and for tokenizers that a page does not have."""
+        tables = browser.tokenizer_tables(self.tokenizer)
+        if tables is None or self.facts["pairs"] or type(self).predict is not TextClassificationRecipe.predict:
+            return None
+        data = open_labelled_text(self.config.data, "test", self.facts["labels"])
+        short = [i for i, text in enumerate(data.texts) if len(text) <= 240]  # a button holds no longer one
+        rows = [short[k] for k in browser.of_each_class([data.targets[i] for i in short], browser.SHOWN)]
+        return {
+            "input": {"kind": "text", "length": self.config.max_length, "tokenizer": tables},
+            "output": {"kind": "classes", "labels": self.facts["labels"]},
+            "samples": [{"text": data.texts[i], "truth": self.facts["labels"][data.targets[i]]} for i in rows],
+            **browser.about(self.config.data),
+        }
+
+    def browser_network(self) -> tuple[nn.Module, tuple]:
+        """Ids and token types, int64 (1, max_length) each -> probabilities (1, num_classes)."""
+        return browser.Probabilities(self.deployed), tuple(x[:1] for x in self.example())
 
     def draw(self, value: Any, result: Classification) -> Image.Image | None:
         text = value if isinstance(value, str) else " | ".join(value)

@@ -1,0 +1,4 @@
+declare module "gzip:*" {
+  const base64: string;
+  export default base64;
+}
