@@ -7,7 +7,6 @@ A batch is (images, labels): float32 (B, 3, H, W), normalised with the mean and 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import DataError
 from paperzoo.tasks import browser
+from paperzoo.tasks.training import learning_rate_factor, make_optimizer, mix
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -51,19 +51,25 @@ class Config:
     model: str = "wide_resnet28_10"
     data: str = "digits"
     image_size: Count = 32  # pixels; images are resized to this square
-    augment: Literal["none", "shift", "flip_shift", "crop_flip"] = "flip_shift"
+    augment: Literal["none", "shift", "flip_shift", "crop_flip", "randaugment"] = "flip_shift"
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of "randaugment", two operations an image
+    erase: Fraction = 0.0  # the share of training images of which a random rectangle is overwritten
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of mixup, 0 for none; with cutmix, one of them each step
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
     normalise: Literal["data", "imagenet"] = "data"  # with the set's own statistics, or ImageNet's
     labels_per_class: Count | None = None  # use only so many labelled images of each class
     weights: str | None = None  # start from these weights; a head of another size is replaced
     drop_rate: Fraction = 0.0
+    drop_path_rate: Fraction = 0.0  # stochastic depth, for networks that have it
     steps: Count = 1000
     batch_size: Count = 128
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     decay_all: bool = True  # False: no weight decay on biases and normalisation layers
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # each layer's learning rate, of the one after it
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     milestones: tuple[Fraction, ...] = (0.5, 0.75)  # of the steps, for "step"
     gamma: Positive = 0.1  # the factor at a milestone
@@ -74,41 +80,11 @@ class Config:
     workers: Annotated[int, Field(ge=0)] = 0
 
 
-def learning_rate_factor(config: Any, step: int) -> float:
-    """The learning rate at a step, as a factor of `config.learning_rate`: warm-up, then the schedule."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    if config.schedule == "step":
-        return config.gamma ** sum(step >= m * config.steps for m in config.milestones)
-    return 1.0
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
-    """Weight decay on everything, or on matrices and kernels alone."""
-    if decay_all:
-        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def make_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a config with these fields names."""
-    groups = parameter_groups(model, config.weight_decay, config.decay_all)
-    if config.optimizer == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum, nesterov=nesterov)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, config.learning_rate)
-
-
-def augmentation(kind: str, size: int) -> list[nn.Module]:
+def augmentation(kind: str, size: int, randaugment: int = 9) -> list[nn.Module]:
     """The random transforms of an augmentation's name, on uint8 (3, H, W), to size x size."""
-    if kind == "crop_flip":  # as ImageNet networks are trained
-        return [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    if kind in ("crop_flip", "randaugment"):  # as ImageNet networks are trained
+        crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        return crop + ([v2.RandAugment(num_ops=2, magnitude=randaugment)] if kind == "randaugment" else [])
     resize = v2.Resize((size, size), antialias=True)
     shift = v2.RandomCrop(size, padding=size // 8)  # paper after paper on CIFAR: 4 of 32 pixels
     kinds = {"none": [resize], "shift": [resize, shift], "flip_shift": [resize, shift, v2.RandomHorizontalFlip()]}
@@ -135,7 +111,8 @@ class ClassificationRecipe(Recipe):
     def build(self) -> nn.Module:
         """The network, with a head for the data's classes."""
         classes = len(self.facts["labels"])
-        arguments = {"drop_rate": self.config.drop_rate} if self.config.drop_rate else {}
+        rates = {name: getattr(self.config, name, 0.0) for name in ("drop_rate", "drop_path_rate")}
+        arguments = {name: rate for name, rate in rates.items() if rate}
         if self.config.weights is None:
             return create(self.config.model, num_classes=classes, **arguments)
         model = create(self.config.model, weights=self.config.weights, **arguments)
@@ -147,7 +124,7 @@ class ClassificationRecipe(Recipe):
 
     def augmentation(self) -> list[nn.Module]:
         """The random transforms of training images."""
-        return augmentation(self.config.augment, self.config.image_size)
+        return augmentation(self.config.augment, self.config.image_size, getattr(self.config, "magnitude", 9))
 
     def to_input(self) -> list[nn.Module]:
         """What makes the network's input of a uint8 image of the right size."""
@@ -155,7 +132,7 @@ class ClassificationRecipe(Recipe):
 
     def view(self, size: int) -> list[nn.Module]:
         """The fixed transforms of evaluation: resized to the square; "crop_flip" networks see the central 7/8."""
-        if self.config.augment == "crop_flip":
+        if self.config.augment in ("crop_flip", "randaugment"):
             return [v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
         return [v2.Resize((size, size), antialias=True)]
 
@@ -168,7 +145,9 @@ class ClassificationRecipe(Recipe):
         data = self.open("train")
         if self.config.labels_per_class is not None:
             data = data.few(self.config.labels_per_class, self.runtime.seed)
-        return data.with_transform(v2.Compose(self.augmentation() + self.to_input()))
+        erase = getattr(self.config, "erase", 0.0)
+        after = [v2.RandomErasing(erase)] if erase else []
+        return data.with_transform(v2.Compose(self.augmentation() + self.to_input() + after))
 
     @cached_property
     def test_data(self) -> Images:
@@ -207,8 +186,12 @@ class ClassificationRecipe(Recipe):
     def step(self, batch: tuple[Tensor, Tensor]) -> dict:
         images, labels = batch
         self.model.train()
+        mixup, cutmix = getattr(self.config, "mixup", 0.0), getattr(self.config, "cutmix", 0.0)
+        if mixup or cutmix:
+            images, labels = mix(images, labels, len(self.facts["labels"]), mixup, cutmix)
         logits = self.model(images)
-        hits = (logits.detach().argmax(1) == labels).float().mean()
+        truth = labels if labels.ndim == 1 else labels.argmax(1)
+        hits = (logits.detach().argmax(1) == truth).float().mean()
         return {"loss": self.loss(logits, labels), "train_accuracy": hits}
 
     @torch.inference_mode()
@@ -272,7 +255,7 @@ class ClassificationRecipe(Recipe):
             return None
         size, raw = self.config.image_size, self.test_data.with_transform(None)
         resize: dict[str, Any] = {"rule": "square", "to": size, "antialias": True}
-        if self.config.augment == "crop_flip":
+        if self.config.augment in ("crop_flip", "randaugment"):
             resize = {"rule": "shortest", "to": round(size * 8 / 7), "crop": size, "antialias": True}
         kind: dict[str, Any] = {"kind": "image"}
         if self.config.data == "digits":

@@ -45,7 +45,8 @@ from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import DataError, PaperZooError
 from paperzoo.tasks import browser
-from paperzoo.tasks.classification import IMAGENET, Count, Fraction, Positive, learning_rate_factor, make_optimizer
+from paperzoo.tasks.classification import IMAGENET, Count, Fraction, Positive
+from paperzoo.tasks.training import learning_rate_factor, make_optimizer
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075", "#f032e6")
 
