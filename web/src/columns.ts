@@ -18,6 +18,8 @@ export interface Columns {
   venues: Term[];
   readiness: Term[];
   steps: string[];
+  weights: Record<string, number>; // of the fields
+  stop: string[]; // words that say nothing
   slugs: string[];
   names: string[];
   titles: string[];

@@ -33,7 +33,7 @@ interface Edge {
   isImport: boolean;
 }
 
-const WIDTH = 1000; // the picture's own unit; its height follows the shape of the window
+const NAMES = 30; // how many names are shown of the works that are lit up
 const TIERS = [1.6, 2.6, 4.2]; // from these scales on, ever more names are shown
 
 class Graph {
@@ -48,6 +48,7 @@ class Graph {
   private readonly told = element("p", { class: "graph-told", "aria-live": "polite" });
   private readonly legend = element("ul", { class: "graph-legend" });
   private readonly list = element("details", { class: "graph-list" });
+  private width = 1000; // the picture's size in pixels when it was laid out
   private height = 600;
   private readonly svg = drawn("svg", { tabindex: 0, role: "group" });
   private readonly view = drawn("g");
@@ -63,14 +64,14 @@ class Graph {
     this.stage.append(this.svg);
     place.append(this.controls, this.stage, this.told, this.legend, this.list);
     const box = this.svg.getBoundingClientRect();
-    if (box.width) this.height = Math.round((WIDTH * box.height) / box.width);
-    this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${this.height}`);
+    if (box.width) [this.width, this.height] = [Math.round(box.width), Math.round(box.height)];
+    this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.selection = select(this.svg);
     this.zooming = zoom<SVGSVGElement, unknown>()
       .scaleExtent([0.5, 14])
       .translateExtent([
-        [-WIDTH, -this.height],
-        [2 * WIDTH, 2 * this.height],
+        [-this.width, -this.height],
+        [2 * this.width, 2 * this.height],
       ])
       .on("zoom", ({ transform }: { transform: ZoomTransform }) => this.zoomed(transform));
     this.selection.call(this.zooming).on("dblclick.zoom", null);
@@ -113,7 +114,7 @@ class Graph {
     this.edges = [...imports.flatMap(edge(true)), ...(isAll ? builds.flatMap(edge(false)) : [])];
     if (isAll) arrangeByArea(this.works, this.edges, this.data.areas.length);
     else arrangeFreely(this.works, this.edges);
-    fit(this.works, this.height);
+    fit(this.works, this.width, this.height);
   }
 
   // -- drawing ---------------------------------------------------------------------------------------------------------
@@ -159,15 +160,21 @@ class Graph {
     return link;
   }
 
-  /** Every area's name at the middle of its works. */
+  /** The areas' names at the middle of their works, the largest first, where they do not cover one another. */
   private areaNames(): SVGTextElement[] {
-    return this.data.areas.flatMap(([, english, chinese], area) => {
+    const areas = this.data.areas.map(([, english, chinese], area) => {
       const own = this.works.filter((work) => work.area === area);
-      if (own.length < 4) return [];
       const x = own.reduce((sum, work) => sum + work.x, 0) / own.length;
       const y = own.reduce((sum, work) => sum + work.y, 0) / own.length;
-      return [drawn("text", { class: "graph-area", x, y, "aria-hidden": "true" }, say(english, chinese || english))];
+      const name = say(english, chinese || english);
+      return { x, y, name, size: own.length, half: 4 + (/^[ -~]*$/.test(name) ? 3.7 : 6.5) * name.length };
     });
+    const placed: typeof areas = [];
+    for (const area of areas.sort((a, b) => b.size - a.size)) {
+      const covers = (other: typeof area) => Math.abs(other.y - area.y) < 15 && Math.abs(other.x - area.x) < other.half + area.half;
+      if (area.size > 3 && !placed.some(covers)) placed.push(area);
+    }
+    return placed.map(({ x, y, name }) => drawn("text", { class: "graph-area", x, y, "aria-hidden": "true" }, name));
   }
 
   private control(): void {
@@ -253,18 +260,25 @@ class Graph {
         this.lit.append(drawn("path", { class: isOut ? "is-out" : "is-in", d: line(edge) }));
       }
     }
-    this.mark(near);
+    this.mark(near, true, place);
     this.tell(place);
   }
 
   private lightArea(area: number): void {
     this.lit.replaceChildren();
-    this.mark(new Set(this.works.filter((work) => work.area === area).map((work) => work.place)));
+    this.mark(new Set(this.works.filter((work) => work.area === area).map((work) => work.place)), false);
   }
 
-  private mark(near: Set<number>): void {
+  /** Lights up some works, and names them: the one pointed at and the most used of the others. */
+  private mark(near: Set<number>, areNamed: boolean, first: number | null = null): void {
+    const known = this.works.filter((work) => near.has(work.place)).sort((a, b) => b.uses - a.uses);
+    const named = new Set(areNamed ? known.slice(0, NAMES).map((work) => work.place) : []);
+    if (first !== null) named.add(first);
     this.svg.classList.toggle("has-lit", near.size > 0);
-    for (const [place, link] of this.links) link.classList.toggle("is-lit", near.has(place));
+    for (const [place, link] of this.links) {
+      link.classList.toggle("is-lit", near.has(place));
+      link.classList.toggle("is-named", named.has(place));
+    }
   }
 
   private tell(place: number | null): void {
@@ -314,9 +328,9 @@ class Graph {
     const xs = found.map((work) => work.x);
     const ys = found.map((work) => work.y);
     const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-    const scale = Math.max(1, Math.min(5, 0.8 / Math.max((right - left) / WIDTH, (bottom - top) / this.height, 0.01)));
+    const scale = Math.max(1, Math.min(5, 0.8 / Math.max((right - left) / this.width, (bottom - top) / this.height, 0.01)));
     const [x, y] = [(left + right) / 2, (top + bottom) / 2];
-    this.moveTo(zoomIdentity.translate(WIDTH / 2, this.height / 2).scale(scale).translate(-x, -y));
+    this.moveTo(zoomIdentity.translate(this.width / 2, this.height / 2).scale(scale).translate(-x, -y));
   }
 
   /** Shows the work of this name: as soon as only one begins so, or the name is complete. */
@@ -403,16 +417,16 @@ function arrangeByArea(works: Work[], edges: Edge[], count: number): void {
 }
 
 /** Scales a layout into the picture, with room for names at its edge; a little more along its longer side. */
-function fit(works: Work[], height: number): void {
+function fit(works: Work[], width: number, height: number): void {
   const xs = works.map((work) => work.x);
   const ys = works.map((work) => work.y);
   const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const [across, down] = [(WIDTH - 120) / (right - left || 1), (height - 70) / (bottom - top || 1)];
+  const [across, down] = [(width - Math.min(120, width / 6)) / (right - left || 1), (height - 60) / (bottom - top || 1)];
   const scale = Math.min(across, down, 1.7);
   for (const work of works) {
-    work.x = WIDTH / 2 + (work.x - (left + right) / 2) * Math.min(across, scale * 1.6);
+    work.x = width / 2 + (work.x - (left + right) / 2) * Math.min(across, scale * 1.6);
     work.y = height / 2 + (work.y - (top + bottom) / 2) * Math.min(down, scale * 1.6);
-    work.radius *= Math.min(1, scale);
+    work.radius *= Math.min(1, Math.sqrt(scale));
   }
 }
 

@@ -135,7 +135,7 @@ class Plot {
   private draw(): void {
     if (!this.width) return;
     const { shown: board, axis, width } = this;
-    const height = Math.round(Math.max(240, Math.min(420, width * 0.5)));
+    const height = Math.round(Math.max(300, Math.min(420, width * 0.5)));
     const points = board.points.map((point, place) => ({ point, place, x: point[axis] })).filter(hasX);
     const x = scale(points.map((p) => p.x), this.isLog.x && axis !== "year", [MARGIN.left, width - MARGIN.right], 0.04);
     const y = scale(points.map((p) => p.point.y), this.isLog.y, [height - MARGIN.bottom, MARGIN.top], 0.06);
@@ -208,7 +208,7 @@ class Plot {
     link.setAttribute("aria-label", [`${point.name} ${point.year}: ${point.shown}${extra}`, point.setting].filter(Boolean).join(", "));
     if (isRecord) link.classList.add("is-record");
     if (point.state !== "as published") link.classList.add(`is-${point.state}`);
-    link.append(drawn("circle", { class: "plot-reach", cx: x, cy: y, r: 11 }), drawn("circle", { class: "plot-dot", cx: x, cy: y, r: 4.5 }));
+    link.append(drawn("circle", { class: "plot-reach", cx: x, cy: y, r: 11 }), drawn("circle", { class: "plot-dot", cx: x, cy: y, r: this.width < 500 ? 3.5 : 4.5 }));
     const show = () => this.tell(point, x, y, isRecord);
     const hide = () => (this.tip.hidden = true);
     link.addEventListener("pointerenter", show);
@@ -291,22 +291,25 @@ function labels(points: Placed[], records: Set<number>, lines: Box[], x: Scale, 
   const seen = new Set<string>();
   for (const p of ranked) {
     if (seen.has(p.point.slug)) continue;
-    const [px, py, long] = [x(p.x), y(p.point.y), p.point.name.length * 6.3 + 4];
-    const spots = [
-      { left: px + 8, top: py - 8 },
-      { left: px - 8 - long, top: py - 8 },
-      { left: px - long / 2, top: py - 22 },
-      { left: px - long / 2, top: py + 7 },
-      { left: px - 8 - long, top: py - 20 },
-      { left: px + 8, top: py + 4 },
+    const [px, py, long] = [x(p.x), y(p.point.y), p.point.name.length * 6.6 + 4];
+    const spots: [anchor: string, at: number, top: number][] = [
+      ["start", px + 9, py - 8],
+      ["end", px - 9, py - 8],
+      ["middle", px, py - 22],
+      ["middle", px, py + 7],
+      ["end", px - 9, py - 20],
+      ["start", px + 9, py + 4],
     ];
     const box = spots
-      .map(({ left, top }) => ({ left, top, right: left + long, bottom: top + 15 }))
+      .map(([anchor, at, top]) => {
+        const left = at - long * { start: 0, middle: 0.5, end: 1 }[anchor]!;
+        return { anchor, at, left, top, right: left + long, bottom: top + 15 };
+      })
       .find((b) => b.left > MARGIN.left && b.right < width && b.top > 0 && !taken.some((o) => overlaps(b, o)));
     if (!box) continue;
     seen.add(p.point.slug);
     taken.push(box);
-    texts.push(drawn("text", { class: "plot-name", x: box.left + 2, y: box.top + 12, "aria-hidden": "true" }, p.point.name));
+    texts.push(drawn("text", { class: "plot-name", x: box.at, y: box.top + 12, "text-anchor": box.anchor, "aria-hidden": "true" }, p.point.name));
   }
   return texts;
 }

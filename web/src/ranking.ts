@@ -3,25 +3,8 @@
 
 import type { Columns } from "./columns";
 
-const FIELDS: [keyof Documents, number][] = [
-  ["name", 6],
-  ["title", 4],
-  ["task", 3],
-  ["summary", 2],
-  ["summary_zh", 2],
-  ["venue", 2],
-  ["mechanism", 1.2],
-  ["aliases", 6],
-  ["keywords", 4],
-  ["authors", 3],
-  ["data", 1.5],
-];
-const STOP = new Set(
-  (
-    "a an and are as at by can do for from how i in into is it me my of on or that the this to use using via what which with " +
-    "paper papers method methods model models network networks neural deep learning based"
-  ).split(" "),
-);
+// in this order every word's weight is put together
+const FIELDS = "name title task summary summary_zh venue mechanism aliases keywords authors data".split(" ") as (keyof Documents)[];
 const WORD = /[a-z0-9]+|[\u3400-\u9fff]+/g;
 const CHINESE = /^[\u3400-\u9fff]/;
 const NUMBER = /^[0-9]+$/;
@@ -103,7 +86,8 @@ export function tokens(text: string): string[] {
 
 // -- the index ---------------------------------------------------------------------------------------------------------
 
-export function buildIndex(columns: Columns, documents: Documents): Index {
+/** The index; pauses now and then, so that a page may be used while it grows. */
+export function* indexing(columns: Columns, documents: Documents): Generator<void, Index> {
   const postings = new Map<string, Postings>();
   const names = new Map<string, number[]>();
   const members = new Map<string, [number, number][]>();
@@ -112,8 +96,9 @@ export function buildIndex(columns: Columns, documents: Documents): Index {
     if (row) row.push(value);
     else map.set(key, [value]);
   };
-  columns.slugs.forEach((slug, number) => {
-    for (const [term, weight] of weigh(documents, number)) {
+  for (const [number, slug] of columns.slugs.entries()) {
+    if (number % 40 === 39) yield;
+    for (const [term, weight] of weigh(columns.weights, documents, number)) {
       const row = postings.get(term);
       if (row) row.documents.push(number), row.weights.push(rounded(weight));
       else postings.set(term, { documents: [number], weights: [rounded(weight)] });
@@ -123,7 +108,8 @@ export function buildIndex(columns: Columns, documents: Documents): Index {
     columns.of_tasks[number]!.forEach((t, i) => put(members, `tasks:${t}`, [number, i ? 0.7 : 1]));
     columns.of_methods[number]!.forEach((m, i) => put(members, `methods:${m}`, [number, i ? 0.45 : 0.6]));
     put(members, `areas:${columns.area[number]}`, [number, 0.5]);
-  });
+  }
+  yield;
   const phrases = new Map<string, string[]>();
   for (const kind of ["tasks", "methods", "areas"] as const) {
     columns[kind].forEach(({ name, zh, words }, place) => {
@@ -147,10 +133,20 @@ export function buildIndex(columns: Columns, documents: Documents): Index {
   };
 }
 
+/** The index at once. */
+export function buildIndex(columns: Columns, documents: Documents): Index {
+  const growing = indexing(columns, documents);
+  for (;;) {
+    const { done, value } = growing.next();
+    if (done) return value;
+  }
+}
+
 /** term -> the weight of its best field, and a little for each other field it stands in. */
-function weigh(documents: Documents, number: number): Map<string, number> {
+function weigh(fields: Record<string, number>, documents: Documents, number: number): Map<string, number> {
   const weights = new Map<string, number>();
-  for (const [field, weight] of FIELDS) {
+  for (const field of FIELDS) {
+    const weight = fields[field] ?? 0;
     for (const term of new Set(tokens(documents[field][number] ?? ""))) {
       const old = weights.get(term) ?? 0;
       weights.set(term, Math.max(old, weight) + 0.25 * Math.min(old, weight));
@@ -171,7 +167,7 @@ function rounded(value: number): number {
 /** All works that match the words of a query, best first. */
 export function rank(index: Index, query: string): Ranked {
   const all = [...new Set(tokens(query))];
-  const some = all.filter((word) => !STOP.has(word));
+  const some = all.filter((word) => !index.columns.stop.includes(word));
   const words = some.length ? some : all;
   const terms = new Set<string>();
   if (!words.length) return { order: [], terms };
@@ -197,14 +193,13 @@ export function rank(index: Index, query: string): Ranked {
     for (const [number, score] of best) add(number, score, [place]);
   });
   for (const [concept, [strength, places]] of concepts(index, words)) {
-    for (const [number, weight] of index.members.get(concept)!) add(number, 10 * strength * weight, places);
+    for (const [number, weight] of index.members.get(concept)!) add(number, 9 * strength * weight * places.size ** 0.5, places);
   }
-  const everywhere = words.keys();
-  const places = [...everywhere];
+  const places = [...words.keys()];
   for (const [number, bonus] of named(index, query, words)) add(number, bonus, places);
   for (const [number, score] of scores) {
     const share = covered.get(number)!.size / words.length;
-    scores.set(number, score * (0.2 + 0.8 * share ** 1.5) * (1 + 0.12 * index.columns.prior[number]!));
+    scores.set(number, score * (0.2 + 0.8 * share ** 1.5) * (1 + 0.15 * index.columns.prior[number]!));
   }
   const slugs = index.columns.slugs;
   const order = [...scores.keys()].sort(
@@ -281,7 +276,7 @@ function concepts(index: Index, words: string[]): Map<string, [number, Set<numbe
     if (!hit.length) continue;
     let strength: number;
     if (hit.length === parts.size) strength = 1;
-    else if (hit.length === words.length && (hit.length > 1 || !PLAIN.test(words[hit[0]!]!))) strength = hit.length / parts.size;
+    else if (hit.length === words.length && (hit.length > 1 || !PLAIN.test(words[hit[0]!]!))) strength = (hit.length / parts.size) ** 0.5;
     else if (hit.length > 1) strength = (0.6 * hit.length) / parts.size;
     else continue;
     strength *= 0.4 + (0.6 * hit.length) / words.length;

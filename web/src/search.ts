@@ -2,7 +2,7 @@
 
 import { load, type Columns } from "./columns";
 import { below, language, onLanguage, say, whenIdle, whenReady } from "./page";
-import { buildIndex, rank, stem, tokens, type Index, type Ranked } from "./ranking";
+import { buildIndex, indexing, rank, stem, tokens, type Documents, type Index, type Ranked } from "./ranking";
 import { element } from "./try/dom";
 
 const PAGE = 20;
@@ -16,16 +16,16 @@ const KINDS: Record<string, [string, string]> = {
 const STATES: Record<string, [string, string]> = {
   code: ["has code", "有代码"],
   builds: ["builds", "可构建"],
-  matches: ["matches a reference", "与参考一致"],
+  matches: ["matches a reference", "数值一致"],
   learns: ["learns", "可训练"],
   deploys: ["deploys", "可部署"],
-  reproduces: ["reproduces the paper's number", "复现论文结果"],
+  reproduces: ["reproduces its number", "可复现"],
   "not yet": ["no code yet", "尚无代码"],
 };
 const SORTS: Record<string, [string, string]> = {
   relevance: ["relevance", "相关度"],
   year: ["newest", "最新"],
-  used: ["most built upon", "被引用最多"],
+  used: ["most built upon", "沿用最多"],
 };
 
 interface Facet {
@@ -52,6 +52,8 @@ class Search {
   private index: Index | null = null;
   private state: State = { query: "", chosen: new Map(), sort: "" };
   private shown = PAGE;
+  private waiting = 0; // the timer of what was typed
+  private kept = "";
   private expanded = new Set<string>();
   private summaries: Partial<Record<"en" | "zh", string[]>> = {};
   private readonly facets: Facet[];
@@ -109,11 +111,16 @@ class Search {
     whenIdle(async () => {
       const [en, zh, more] = await Promise.all([load("summaries-en"), load("summaries-zh"), load("more")]);
       this.summaries = { en, zh };
-      whenIdle(() => {
-        this.index = this.build(more);
+      const growing = indexing(this.columns, this.documents(more));
+      const grow = () => {
+        const { done, value } = growing.next();
+        if (!done) return whenIdle(grow);
+        this.index = value;
+        rank(value, "a first query with an eror"); // compiles the ranking: the first key need not wait for it
         this.place.dataset.ready = "yes";
         if (this.state.query) this.render();
-      });
+      };
+      grow();
     });
   }
 
@@ -123,9 +130,10 @@ class Search {
     if (key === language()) this.render();
   }
 
-  private build(more?: { authors: string[]; mechanism: string[] }): Index {
+  /** The texts that have arrived, field by field. */
+  private documents(more?: { authors: string[]; mechanism: string[] }): Documents {
     const { names, slugs, titles, words, venues, venue, years, aliases, keywords, data } = this.columns;
-    return buildIndex(this.columns, {
+    return {
       name: names.map((name, i) => `${name} ${slugs[i]!.replaceAll("_", " ")}`),
       title: titles,
       task: words,
@@ -137,7 +145,7 @@ class Search {
       keywords,
       authors: more?.authors ?? [],
       data,
-    });
+    };
   }
 
   // -- the address -----------------------------------------------------------------------------------------------------
@@ -165,12 +173,29 @@ class Search {
     return location.pathname + (text ? `#${text}` : "");
   }
 
-  /** Writes the state into the address. Typing on changes the last entry of the history, everything else makes a new one. */
+  /**
+   * Writes the state into the address. Typing on changes the last entry of the history, once the keys rest (browsers limit how
+   * often that may happen); everything else makes a new entry.
+   */
   private keep(isTypingOn: boolean): void {
-    if (isTypingOn) history.replaceState(null, "", this.address());
-    else history.pushState(null, "", this.address());
+    if (isTypingOn) {
+      clearTimeout(this.waiting);
+      this.waiting = window.setTimeout(() => this.settle(), 300);
+    } else {
+      this.settle();
+      history.pushState(null, "", this.address());
+    }
+    this.kept = this.address();
     this.shown = PAGE;
     this.render();
+  }
+
+  /** Writes what was typed last into the present entry of the history. */
+  private settle(): void {
+    if (!this.waiting) return;
+    clearTimeout(this.waiting);
+    this.waiting = 0;
+    history.replaceState(null, "", this.kept);
   }
 
   // -- what the visitor does -------------------------------------------------------------------------------------------
@@ -192,7 +217,11 @@ class Search {
       this.links()[next]?.focus();
     });
     this.place.addEventListener("keydown", (event) => this.key(event));
+    addEventListener("pagehide", () => this.settle());
+    this.results.addEventListener("click", () => this.settle());
     const moved = () => {
+      clearTimeout(this.waiting);
+      this.waiting = 0;
       this.fromAddress();
       this.render();
     };
@@ -262,7 +291,7 @@ class Search {
     const { query, sort } = this.state;
     let ranked: Ranked = { order: this.all, terms: new Set() };
     if (query.trim()) {
-      this.index ??= this.build();
+      this.index ??= buildIndex(this.columns, this.documents());
       ranked = rank(this.index, query);
     }
     const allowed = this.facets.map((facet) => this.passes(facet));
@@ -402,7 +431,7 @@ function facets(columns: Columns): Facet[] {
     make("area", ["Area", "领域"], columns.area.map((a) => (areas[a] ? [areas[a].id] : [])), named(areas)),
     make("task", ["Task", "任务"], columns.of_tasks.map((row) => row.map((t) => tasks[t]!.id)), named(tasks)),
     make("status", ["Code", "代码"], passed, from(STATES)),
-    make("ready", ["Readiness", "成熟度"], columns.ready.map((r) => [readiness[r]!.id]), named(readiness)),
+    make("ready", ["Readiness", "就绪度"], columns.ready.map((r) => [readiness[r]!.id]), named(readiness)),
     make("kind", ["Kind", "类型"], [...columns.kind].map((letter) => [KINDS[letter]![0]]), from(kinds)),
     make("year", ["Year", "年份"], columns.years.map((year) => [String(year)]), (value) => value, "value"),
     make("venue", ["Venue", "出处"], columns.venue.map((v) => (venues[v] ? [venues[v].id] : [])), named(venues)),
