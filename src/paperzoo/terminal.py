@@ -75,17 +75,17 @@ class Bar:
             TextColumn("{task.fields[values]}"),
         ]
         self.progress = Progress(*columns, console=self.console, disable=self.quiet)
-        self.title, self.task, self.plain_at = title, None, 0.0
+        self.name, self.task, self.plain_at = title, None, 0.0
 
     def stage(self, name: str) -> None:
-        if name == "train":
-            self.task = self.progress.add_task("train", total=None, values="")
-        elif self.task is not None:
+        """What begins now; a bar appears with its first step."""
+        self.name, self.task = name, None
+        if name != "train":
             self.console.print(f"{name} …", highlight=False)
 
     def step(self, done: int, total: int, values: dict[str, float]) -> None:
         if self.task is None:
-            return
+            self.task = self.progress.add_task(self.name, total=total, values="")
         said = {"values": "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "seconds")} if values else {}
         self.progress.update(self.task, completed=done, total=total, **said)
         if values and not self.console.is_terminal and time.monotonic() - self.plain_at > 5:  # a log, not a screen
