@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -152,6 +153,22 @@ def test_a_wrong_card_names_file_line_and_fix(a_card, old, new, line, said):
     assert "card.toml:" in message and said in message
     number = int(message.split("card.toml:")[1].split(":")[0])
     assert number >= 1 and (line is None or number == line)
+
+
+def test_a_wrong_card_is_left_out_and_named_when_asked_for(tmp_path):
+    """One half-written card of one's own does not stop the rest."""
+    folder = tmp_path / "classification" / "half_written"
+    folder.mkdir(parents=True)
+    (folder / "card.toml").write_text('name = "Half"\nyear = 2020\n', encoding="utf-8")
+    own = os.environ | {"PAPERZOO_PAPERS": str(tmp_path), "PAPERZOO_CACHE": str(tmp_path / "cache")}
+
+    def call(*words):
+        return subprocess.run([sys.executable, "-m", "paperzoo", *words], env=own, capture_output=True, text=True)
+
+    listed, shown = call("list", "--area", "depth"), call("show", "half_written")
+    assert listed.returncode == 0 and "6 works" in listed.stdout
+    assert listed.stderr.count("\n") == 1 and "card.toml:1: title: missing; add: title" in listed.stderr
+    assert shown.returncode == 2 and "error: " in shown.stderr and "missing; add: title" in shown.stderr
 
 
 # -- views and filters -------------------------------------------------------------------------------------------------

@@ -127,23 +127,45 @@ def fingerprint(files: list[tuple[Path, list[int]]] | None = None) -> list:
     return [[str(path), stamp] for path, stamp in (card_files() if files is None else files)]
 
 
+faults: dict[str, PaperZooError] = {}  # slug -> what is wrong with its card, as far as this process has looked
+
+
+def checked_card(path: Path) -> dict[str, Any]:
+    """A card's data, read and checked against the schema.
+
+    Raises:
+        PaperZooError: the file, the line, the key, what is wrong, and what to write instead.
+    """
+    from paperzoo.catalog.schema import check_card
+
+    card = read_card(path)
+    check_card(card, path)
+    return card
+
+
 @functools.cache
 def papers() -> dict[str, Paper]:
-    """slug -> paper, in the order of area and slug."""
+    """slug -> paper, in the order of area and slug. A card that cannot be read or is wrong is left out, with a warning on stderr."""
     index_file = cache_folder() / "cards.json"
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
         assert isinstance(index, dict)
     except (OSError, ValueError, AssertionError):
         index = {}
+    faults.clear()
     found: dict[str, Paper] = {}
     fresh, changed = {}, False
     for path, stamp in known_files():
         entry = index.get(str(path))
-        if not (isinstance(entry, dict) and entry.get("stamp") == stamp):
-            entry, changed = {"stamp": stamp, "card": read_card(path)}, True
-        fresh[str(path)] = entry
         slug = path.parent.name
+        if not (isinstance(entry, dict) and entry.get("stamp") == stamp):
+            try:
+                entry, changed = {"stamp": stamp, "card": checked_card(path)}, True
+            except PaperZooError as fault:
+                faults[slug] = fault
+                print(f"warning: {fault} (left out)", file=sys.stderr)
+                continue
+        fresh[str(path)] = entry
         if slug in found:
             raise PaperZooError(f"{path}: the slug '{slug}' is taken by {found[slug].path}; slugs are unique")
         found[slug] = Paper(slug, path.parent.parent.name, path.parent, entry["card"])
@@ -171,6 +193,8 @@ def find(name: str) -> Paper:
     known = papers()
     if name in known:
         return known[name]
+    if name in faults:
+        raise faults[name]
     if name in variants():
         return variants()[name]
     wanted = plain(name)

@@ -141,8 +141,13 @@ def check(paper: Paper) -> Card:
         PaperZooError: one line: the file, the line where it can be found, the key, what is wrong, and what to write instead.
     """
     path = paper.path / "card.toml"
+    return check_card(read_card(path), path)
+
+
+def check_card(card: dict, path: Path) -> Card:
+    """A card's data, validated; `path` is where it was read, for the error."""
     try:
-        return Card.model_validate(read_card(path))
+        return Card.model_validate(card)
     except ValidationError as error:
         found = error.errors()
         first = next(
