@@ -136,3 +136,65 @@ def test_arrays_are_taken_as_users_have_them(value):
 def test_what_is_no_image_is_refused(value):
     with pytest.raises(PaperZooError):
         to_image(value)
+
+
+def write_shards(folder, count=12):
+    """Two tar files of coloured squares, with .cls files."""
+    import io
+    import tarfile
+
+    for shard in range(2):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / f"data-{shard:04d}.tar", "w") as archive:
+            for i in range(count):
+                colour = (i % 2) * 255
+                buffer = io.BytesIO()
+                Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "PNG")
+                for ending, content in (("png", buffer.getvalue()), ("cls", str(i % 2).encode())):
+                    member = tarfile.TarInfo(f"{shard}{i:03d}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
+def test_shards_are_read_and_split(tmp_path):
+    write_shards(tmp_path / "shards")
+    train, test = (open_images(tmp_path / "shards", split) for split in ("train", "test"))
+    assert train.labels == ["0", "1"] and len(train) + len(test) == 24 and len(test) > 0
+    assert not set(train.paths) & set(test.paths)
+    for image, label in (train[i] for i in range(len(train))):
+        assert int(image[0, 0, 0]) == label * 255
+
+
+def test_shards_by_range_and_subset(tmp_path):
+    write_shards(tmp_path)
+    data = open_images(f"{tmp_path}/data-{{0000..0001}}.tar", "train")
+    assert [int(image[0, 0, 0]) // 255 for image, _ in (data.subset([1, 2])[i] for i in range(2))] == data.targets[1:3]
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "unlabelled"])
+def test_broken_shards_are_named(tmp_path, damage):
+    write_shards(tmp_path)
+    file = tmp_path / "data-0000.tar"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:700])
+    elif damage == "text":
+        file.write_text("this is no archive")
+    else:
+        import tarfile
+
+        with tarfile.open(file, "w") as archive:
+            Image.new("RGB", (4, 4)).save(tmp_path / "lonely.png")
+            archive.add(tmp_path / "lonely.png", "lonely.png")
+    with pytest.raises(DataError, match="data-0000.tar"):
+        open_images(f"{tmp_path}/data-*.tar", "train")
+
+
+def test_a_parquet_table_is_read_like_a_csv(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    table = pyarrow.table({"path": ["a.png"] * 10, "label": ["cat", "dog"] * 5, "split": ["train"] * 8 + ["test"] * 2})
+    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    assert len(open_images(tmp_path / "list.parquet", "train")) == 8
+    assert open_images(tmp_path / "list.parquet", "test").labels == ["cat", "dog"]

@@ -2,7 +2,8 @@
 
     open_images("digits", "train")          real handwritten digits that come with scikit-learn
     open_images("path/to/folder", "train")  one sub-folder a class, with or without train/ and val/ (or test/)
-    open_images("list.csv", "test")         columns path and label, optionally split
+    open_images("list.csv", "test")         columns path and label, optionally split; .parquet alike
+    open_images("train-{0000..0012}.tar")   webdataset shards; also a folder of them, or a name with *
     open_images("cifar10", "train")         the original files, under $PAPERZOO_DATA or ~/.cache/paperzoo/data
 
 An item is (image uint8 (3, H, W), label int). `.labels` are the class names.
@@ -25,7 +26,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperzoo.errors import DataError, PaperZooError, UnknownName
+from paperzoo.errors import DataError, MissingExtra, PaperZooError, UnknownName
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 CLASSIC = {
@@ -110,15 +111,19 @@ class Images(Dataset):
         paths: Sequence[str] | None = None,
         pixels: Tensor | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        read: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.labels, self.targets, self.paths = list(labels), list(map(int, targets)), paths
-        self.pixels, self.transform = pixels, transform
+        self.pixels, self.transform, self.read = pixels, transform, read
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = read_image(self.paths[index]) if self.pixels is None else self.pixels[index]
+        if self.pixels is not None:
+            image = self.pixels[index]
+        else:
+            image = self.read(index) if self.read is not None else read_image(self.paths[index])
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 
     def path(self, index: int) -> str:
@@ -126,7 +131,7 @@ class Images(Dataset):
 
     def with_transform(self, transform: Callable[[Tensor], Tensor] | None) -> Images:
         """The same samples through another transform."""
-        return Images(self.labels, self.targets, self.paths, self.pixels, transform)
+        return Images(self.labels, self.targets, self.paths, self.pixels, transform, self.read)
 
     def subset(self, indices: Sequence[int]) -> Images:
         """Some of the samples."""
@@ -137,6 +142,7 @@ class Images(Dataset):
             None if self.paths is None else [self.paths[i] for i in rows],
             None if self.pixels is None else self.pixels[rows],
             self.transform,
+            None if self.read is None else Rows(self.read, rows),
         )
 
     def few(self, per_class: int, seed: int = 0) -> Images:
@@ -154,6 +160,16 @@ class Images(Dataset):
                 raise PaperZooError(f"class '{label}' has {len(mine)} samples; {per_class} were asked for")
             rows += mine[:per_class].tolist()
         return self.subset(rows)
+
+
+class Rows:
+    """Some of the samples of something that reads by number; a class, so that worker processes can be sent it."""
+
+    def __init__(self, read: Callable[[int], Tensor], rows: list[int]) -> None:
+        self.inner, self.rows = read, rows
+
+    def __call__(self, index: int) -> Tensor:
+        return self.inner(self.rows[index])
 
 
 @functools.cache
@@ -200,6 +216,8 @@ def open_images(data: str | Path, split: str = "train") -> Images:
             )
         return open_folder(data_folder() / name, split)
     path = Path(name).expanduser()
+    if path.suffix == ".tar" or (path.is_dir() and any(path.rglob("*.tar"))):
+        return open_shards(path, split)
     if path.is_dir():
         return open_folder(path, split)
     if path.is_file():
@@ -240,31 +258,90 @@ def shuffled(files: list[Path], root: Path) -> list[Path]:
     return sorted(files, key=lambda f: (zlib.crc32(f.relative_to(root).as_posix().encode()), f))
 
 
-def open_table(path: Path, split: str) -> Images:
-    """A CSV with a header: path (or image, file, filename), label (or class, target), optionally split."""
+def open_shards(path: Path, split: str) -> Images:
+    """Webdataset shards. In a folder with train/ and val/ (or test/) those are the splits, else one sample in five is held out."""
+    from paperzoo.data.shards import Shards, shard_files
+
+    named = {p.name.lower(): p for p in path.iterdir() if p.is_dir()} if path.is_dir() else {}
+    held_out = next((named[n] for n in ("test", "val", "valid", "validation") if n in named), None)
+    has_split = "train" in named and held_out is not None
+    files = shard_files(str((named["train"] if split == "train" else held_out) if has_split else path))
+    if not files:
+        raise DataError(path, "no .tar files here")
+    shards = Shards(files)
+    labels = sorted(
+        set(Shards(shard_files(str(named["train"]))).answers if has_split else shards.answers), key=by_number
+    )
+    order = range(len(shards.paths))
+    if not has_split:
+        order = [
+            i
+            for i in order
+            if (zlib.crc32(shards.paths[i].rpartition(":")[2].encode()) % HELD_OUT == 0) == (split != "train")
+        ]
+    rows = list(order)
+    unknown = next((shards.paths[i] for i in rows if shards.answers[i] not in labels), None)
+    if unknown:
+        raise DataError(unknown, "its label does not occur in the training shards")
+    if not rows:
+        raise DataError(path, f"no samples for the split '{split}'")
+    numbers = {label: k for k, label in enumerate(labels)}
+    return Images(
+        labels,
+        [numbers[shards.answers[i]] for i in rows],
+        [shards.paths[i] for i in rows],
+        read=Rows(shards.read, rows),
+    )
+
+
+def by_number(label: str) -> tuple:
+    """The order of labels: numbers by size, then names."""
+    number = label.lstrip("-").isdigit()
+    return (not number, int(label) if number else 0, label)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict]]:
+    """Header and rows of a CSV or Parquet file.
+
+    Raises:
+        DataError: if it cannot be read.
+        MissingExtra: for Parquet without pyarrow.
+    """
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise MissingExtra("pyarrow", "tables", "reading Parquet files") from None
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(path, f"not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
+        return table.column_names, rows
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            header = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
-            where = next((header[n] for n in ("path", "image", "file", "filename") if n in header), None)
-            what = next((header[n] for n in ("label", "class", "target") if n in header), None)
-            if where is None or what is None:
-                raise DataError(path, f"the columns path and label are needed; the header is {reader.fieldnames}")
-            rows = []
-            for number, row in enumerate(reader, 2):
-                if not row[where] or row[what] in (None, ""):
-                    raise DataError(path, f"line {number} has no path or no label")
-                rows.append(
-                    (row[where].strip(), row[what].strip(), (row.get(header.get("split", "")) or "").strip().lower())
-                )
+            return list(reader.fieldnames or []), list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise DataError(path, f"not a readable CSV file ({error})") from None
+
+
+def open_table(path: Path, split: str) -> Images:
+    """A CSV or Parquet table with the columns path (or image, file, filename), label (or class, target), optionally split."""
+    names, table = read_rows(path)
+    header = {(name or "").strip().lower(): name for name in names}
+    where = next((header[n] for n in ("path", "image", "file", "filename") if n in header), None)
+    what = next((header[n] for n in ("label", "class", "target") if n in header), None)
+    if where is None or what is None:
+        raise DataError(path, f"the columns path and label are needed; the header is {names}")
+    rows = []
+    for number, row in enumerate(table, 2):
+        if not row[where] or row[what] in (None, ""):
+            raise DataError(path, f"line {number} has no path or no label")
+        rows.append((row[where].strip(), row[what].strip(), (row.get(header.get("split", "")) or "").strip().lower()))
     if not rows:
         raise DataError(path, "no rows below the header")
-    labels = sorted(
-        {label for _, label, _ in rows},
-        key=lambda s: (not s.lstrip("-").isdigit(), int(s) if s.lstrip("-").isdigit() else 0, s),
-    )
+    labels = sorted({label for _, label, _ in rows}, key=by_number)
     if any(part for *_, part in rows):
         kept = [row for row in rows if (row[2] == "train") == (split == "train")]
     else:
