@@ -190,11 +190,9 @@ def test_broken_shards_are_named(tmp_path, damage):
 
 
 def test_a_parquet_table_is_read_like_a_csv(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     table = pyarrow.table({"path": ["a.png"] * 10, "label": ["cat", "dog"] * 5, "split": ["train"] * 8 + ["test"] * 2})
-    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    parquet.write_table(table, tmp_path / "list.parquet")
     assert len(open_images(tmp_path / "list.parquet", "train")) == 8
     assert open_images(tmp_path / "list.parquet", "test").labels == ["cat", "dog"]
