@@ -16,13 +16,8 @@ from paperzoo.engine.models import create
 from paperzoo.engine.runtime import Runtime
 from paperzoo.papers.optimization.adam.technique import Adam, AdaMax
 from paperzoo.tasks import classification
-from paperzoo.tasks.classification import (
-    ClassificationRecipe,
-    Fraction,
-    Positive,
-    learning_rate_factor,
-    parameter_groups,
-)
+from paperzoo.tasks.classification import ClassificationRecipe, Fraction, Positive
+from paperzoo.tasks.training import learning_rate_factor, parameter_groups
 
 Optimizers = Literal["adam", "adamax", "adagrad", "sgd"]
 
