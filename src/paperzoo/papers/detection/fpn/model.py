@@ -1,7 +1,7 @@
 """FPN: Feature Pyramid Networks for Object Detection (Lin et al., CVPR 2017, arXiv:1612.03144).
 
-The pyramid (sec. 3), the rule that gives a region its level (eq. 1), and the region proposal network over the pyramid
-(sec. 4.1). Parameter names are torchvision's. What differs from the paper:
+The pyramid (sec. 3), the rule that gives a region its level (eq. 1), and the region proposal network of
+`faster_rcnn` over the pyramid (sec. 4.1). Parameter names are torchvision's. What differs from the paper:
 
 - Regions of interest get their level as in torchvision, with 1e-6 added before rounding down in eq. 1, so that a region
   of exactly 224 pixels is safely on level 4.
@@ -17,19 +17,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import roi_align
 
-from paperzoo.blocks.boxes import (
-    AnchorGenerator,
-    clip_boxes,
-    decode_boxes,
-    encode_boxes,
-    flatten_predictions,
-    join_boxes,
-    match_anchors,
-    sample_anchors,
-)
+from paperzoo.blocks.boxes import AnchorGenerator
 from paperzoo.papers.classification.resnet.model import BasicBlock, ResNet, conv3x3, initialise, resnet50
+from paperzoo.papers.detection.fast_rcnn.model import SingleLevel, headless, load_body
+from paperzoo.papers.detection.faster_rcnn.model import RegionProposalNetwork
 
 # -- the pyramid (sec. 3) --------------------------------------------------------------------------------------------
 
@@ -137,43 +130,6 @@ class BackboneWithFPN(nn.Module):
         load_body(self.body, state_dict)
 
 
-class SingleLevel(nn.Module):
-    """No pyramid: one stage of the backbone as it is, the baseline of table 1 (a, b). Images -> [C_l]."""
-
-    def __init__(self, body: nn.Module, stage: int = 2) -> None:
-        super().__init__()
-        self.body = headless(body)
-        for i in range(stage + 1, 4):  # what nobody looks at is not kept
-            setattr(self.body, f"layer{i + 1}", nn.Identity())
-        self.stage = stage
-        self.out_channels = body.stage_channels[stage]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.body.stages(images)[self.stage]]
-
-    def load_body(self, state_dict: dict[str, Tensor]) -> None:
-        """Weights of a classifier with the same body; its later stages and last layer are left out."""
-        load_body(self.body, state_dict)
-
-
-def headless(body: nn.Module) -> nn.Module:
-    """The network without its pooling and classifier, in place."""
-    for name in ("avgpool", "fc"):
-        if hasattr(body, name):
-            setattr(body, name, nn.Identity())
-    return body
-
-
-def load_body(body: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    wanted = body.state_dict()
-    missing = [name for name in wanted if name not in state_dict and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise ValueError(
-            f"state_dict lacks {missing[0]} and {len(missing) - 1} more; weights of the same body are needed"
-        )
-    body.load_state_dict({name: state_dict.get(name, value) for name, value in wanted.items()})
-
-
 # -- regions of interest (sec. 4.2) ----------------------------------------------------------------------------------
 
 
@@ -223,120 +179,6 @@ def pool_regions(
 
 
 # -- region proposals (sec. 4.1) -------------------------------------------------------------------------------------
-
-
-class RPNHead(nn.Module):
-    """A 3x3 convolution and two sibling 1x1 convolutions, *shared across the levels*.
-
-    Levels (B, C, H_l, W_l) -> objectness logits (B, A) and box deltas (B, A, 4) over all levels' anchors.
-    """
-
-    def __init__(self, in_channels: int, num_anchors: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(nn.Sequential(nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU()))
-        self.cls_logits = nn.Conv2d(in_channels, num_anchors, 1)
-        self.bbox_pred = nn.Conv2d(in_channels, 4 * num_anchors, 1)
-        for layer in (self.conv[0][0], self.cls_logits, self.bbox_pred):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        hidden = [self.conv(level) for level in levels]
-        objectness = flatten_predictions([self.cls_logits(h) for h in hidden], 1)
-        return objectness[..., 0], flatten_predictions([self.bbox_pred(h) for h in hidden], 4)
-
-
-class RegionProposalNetwork(nn.Module):
-    """The head, its anchors, its loss and its proposals; plain enough for any two-stage detector to hold.
-
-    Args:
-        channels: of every level.
-        anchors: where the head predicts.
-        high, low: IoU from which an anchor is an object, below which it is background (0.7 and 0.3).
-        sampled, positive: anchors of an image that the loss looks at, and the part of them that may be objects.
-        nms_threshold: proposals of one level that overlap more are one.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        anchors: AnchorGenerator,
-        high: float = 0.7,
-        low: float = 0.3,
-        sampled: int = 256,
-        positive: float = 0.5,
-        nms_threshold: float = 0.7,
-    ) -> None:
-        super().__init__()
-        if len(set(anchors.per_cell)) != 1:
-            raise ValueError(
-                f"anchors has {anchors.per_cell} anchors a cell; a shared head needs the same on each level"
-            )
-        self.head = RPNHead(channels, anchors.per_cell[0])
-        self.anchors = anchors
-        self.high, self.low = high, low
-        self.sampled, self.positive = sampled, positive
-        self.nms_threshold = nms_threshold
-
-    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.head(levels)
-
-    def loss(
-        self, outputs: tuple[Tensor, Tensor], targets: Sequence[dict[str, Tensor]], canvas: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Log loss over the sampled anchors, and smooth L1 (beta 1/9) over the matched ones among them.
-
-        Args:
-            outputs: of `forward`.
-            targets: for each image {"boxes": (N, 4)} in pixels of the canvas.
-            canvas: height and width of the batch's images.
-        """
-        objectness, deltas = outputs
-        boxes, owner = join_boxes(targets)
-        anchors = self.anchors(*canvas, device=objectness.device)
-        matched = match_anchors(boxes, owner, len(targets), anchors, self.high, self.low)
-        positive, negative = sample_anchors(matched, self.sampled, self.positive)
-        chosen = positive | negative
-        count = chosen.sum().clamp(min=1)
-        image, anchor = positive.nonzero(as_tuple=True)
-        wanted = encode_boxes(boxes[matched[image, anchor]], anchors[anchor])
-        return {
-            "objectness": F.binary_cross_entropy_with_logits(objectness[chosen].float(), positive[chosen].float()),
-            "boxes": F.smooth_l1_loss(deltas[image, anchor].float(), wanted, beta=1 / 9, reduction="sum") / count,
-        }
-
-    @torch.no_grad()
-    def proposals(
-        self, outputs: tuple[Tensor, Tensor], sizes: Tensor, canvas: tuple[int, int], before: int, after: int
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The best proposals of each image: boxes (N, 4) in pixels and scores (N,), N <= after, best first.
-
-        Args:
-            outputs: of `forward`.
-            sizes: (B, 2) height and width of each image inside the canvas.
-            canvas: height and width of the batch's images.
-            before: kept of each level before non-maximum suppression, which works within a level.
-            after: kept of each image after it.
-        """
-        objectness, deltas = (output.float() for output in outputs)
-        anchors = self.anchors(*canvas, device=objectness.device)
-        score, column, level, first = [], [], [], 0
-        for i, count in enumerate(self.anchors.counts(*canvas)):
-            best = objectness[:, first : first + count].topk(min(before, count), dim=1)
-            score.append(best.values)
-            column.append(best.indices + first)
-            level.append(torch.full_like(best.indices, i))
-            first += count
-        scores, columns, levels = (torch.cat(x, dim=1) for x in (score, column, level))
-        picked = deltas.gather(1, columns[..., None].expand(-1, -1, 4))
-        boxes = clip_boxes(decode_boxes(picked, anchors[columns]), sizes)
-        usable = (boxes[..., 2:] - boxes[..., :2] >= 1e-3).all(-1)
-        result = []
-        for b, s, k, ok in zip(boxes, scores.sigmoid(), levels, usable, strict=True):
-            b, s, k = b[ok], s[ok], k[ok]
-            keep = batched_nms(b, s, k, self.nms_threshold)[:after]
-            result.append((b[keep], s[keep]))
-        return result
 
 
 class ProposalNetwork(nn.Module):
