@@ -13,12 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from paperzoo.errors import PaperZooError, UnknownName
 
+MODEL_ARGUMENTS = "model_arguments"
+"""The field of a config that holds what its model's function is given besides: a dict of plain values."""
+
 
 def configure(config: Any, changes: dict[str, Any], what: str = "option") -> Any:
     """A frozen dataclass with some fields changed and everything validated.
 
     Args:
-        changes: field -> value; "student.steps" reaches into a nested config. Text is read as JSON where that fits the field.
+        changes: field -> value; "student.steps" reaches into a nested config, "model.backbone" is an argument of the
+            model's function. Text is read as JSON where that fits the field.
 
     Raises:
         UnknownName: for a field that does not exist; PaperZooError: for a value that does not fit.
@@ -26,12 +30,23 @@ def configure(config: Any, changes: dict[str, Any], what: str = "option") -> Any
     values = dataclasses.asdict(config)
     for name, value in changes.items():
         name = name.replace("-", "_")
+        argument = model_argument(values, name)
+        if argument:
+            values[MODEL_ARGUMENTS][argument] = plain_value(value)
+            continue
         try:
             values_at(values, name)
         except (KeyError, TypeError):
             raise UnknownName(what, name, field_names(config)) from None
         set_at(values, name, plain_value(value))
     return validated(type(config), values, what, changes)
+
+
+def model_argument(values: dict[str, Any], name: str) -> str | None:
+    """ "model.backbone" of a config with a model by name is the model's argument "backbone"; None for other names."""
+    head, _, argument = name.partition(".")
+    is_model = head == "model" and isinstance(values.get("model"), str) and MODEL_ARGUMENTS in values
+    return argument if is_model and argument and "." not in argument else None
 
 
 def plain_value(text: Any) -> Any:

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Permute, StochasticDepth
 
+from paperzoo.blocks.classifier import last_layer
+
 EPS = 1e-6
 
 
@@ -128,7 +130,9 @@ class ConvNeXt(nn.Module):
                 layers.append(nn.Sequential(LayerNorm2d(dims[i - 1], eps=EPS), down))
             layers.append(stage)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(LayerNorm2d(dims[-1], eps=EPS), nn.Flatten(1), head(dims[-1], num_classes))
+        self.classifier = nn.Sequential(
+            LayerNorm2d(dims[-1], eps=EPS), nn.Flatten(1), last_layer(dims[-1], num_classes)
+        )
         initialise(self)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -150,7 +154,7 @@ class ConvNeXt(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh last layer for another number of classes; 0 for none."""
-        self.classifier[2] = head(self.num_features, num_classes).to(self.features[0][0].weight)
+        self.classifier[2] = last_layer(self.num_features, num_classes).to(self.features[0][0].weight)
         initialise(self.classifier[2])
 
 
@@ -177,7 +181,7 @@ class IsotropicConvNeXt(nn.Module):
         self.stem = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         (self.blocks,) = make_blocks([dim], [depth], kernel_size, layer_scale, drop_path_rate)
         self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.head = head(dim, num_classes)
+        self.head = last_layer(dim, num_classes)
         initialise(self)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -193,12 +197,8 @@ class IsotropicConvNeXt(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh last layer for another number of classes; 0 for none."""
-        self.head = head(self.num_features, num_classes).to(self.stem.weight)
+        self.head = last_layer(self.num_features, num_classes).to(self.stem.weight)
         initialise(self.head)
-
-
-def head(features: int, num_classes: int) -> nn.Module:
-    return nn.Linear(features, num_classes) if num_classes else nn.Identity()
 
 
 # -- variants ------------------------------------------------------------------------------------------------------------

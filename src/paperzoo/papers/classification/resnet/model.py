@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperzoo.blocks.classifier import last_layer
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -172,7 +174,7 @@ class ResNet(nn.Module):
     Args:
         block: BasicBlock, Bottleneck, or a block with their signature.
         layers: blocks in each of the four stages.
-        num_classes: columns of the logits.
+        num_classes: columns of the logits; 0 for features.
         in_channels: channels of the image.
         zero_init_residual: start the last batch norm of every block at 0.
         groups, width_per_group: passed on to the block (as `base_width`).
@@ -205,11 +207,14 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         make = partial(block, groups=groups, base_width=width_per_group, norm_layer=norm_layer)
         dilation = 1
-        inplanes = 64
+        inplanes, total = 64, 4
+        self.stage_strides: list[int] = []
         for i, (planes, depth) in enumerate(zip((64, 128, 256, 512), layers, strict=True)):
             stride, before = (1 if i == 0 else 2), dilation
             if i > 0 and replace_stride_with_dilation[i - 1]:
                 dilation, stride = dilation * stride, 1
+            total *= stride
+            self.stage_strides.append(total)
             outplanes = planes * block.expansion
             downsample = None
             if stride != 1 or inplanes != outplanes:  # option B: a projection only where the shape changes
@@ -221,7 +226,7 @@ class ResNet(nn.Module):
         self.stage_channels = [planes * block.expansion for planes in (64, 128, 256, 512)]
         self.num_features = inplanes
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inplanes, num_classes)
+        self.fc = last_layer(inplanes, num_classes)
         initialise(self, zero_init_residual)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -242,8 +247,8 @@ class ResNet(nn.Module):
         return self.fc(self.embed(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh last layer for another number of classes."""
-        self.fc = nn.Linear(self.num_features, num_classes).to(self.fc.weight)
+        """A fresh last layer for another number of classes; 0 for none."""
+        self.fc = last_layer(self.num_features, num_classes).to(self.conv1.weight)
 
 
 class CifarResNet(nn.Module):
@@ -255,7 +260,7 @@ class CifarResNet(nn.Module):
     Args:
         block: BasicBlock or a block with its signature.
         depth: weighted layers, 6n + 2.
-        num_classes: columns of the logits.
+        num_classes: columns of the logits; 0 for features.
         in_channels: channels of the image.
         norm_layer: makes a normalisation from a number of channels.
     """
@@ -283,10 +288,10 @@ class CifarResNet(nn.Module):
                 blocks.append(block(inplanes, planes, stride, shortcut, norm_layer=norm_layer))
                 inplanes = planes
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-        self.stage_channels = [16, 32, 64]
+        self.stage_channels, self.stage_strides = [16, 32, 64], [1, 2, 4]
         self.num_features = 64
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = last_layer(64, num_classes)
         initialise(self)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -306,8 +311,8 @@ class CifarResNet(nn.Module):
         return self.fc(self.embed(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh last layer for another number of classes."""
-        self.fc = nn.Linear(self.num_features, num_classes).to(self.fc.weight)
+        """A fresh last layer for another number of classes; 0 for none."""
+        self.fc = last_layer(self.num_features, num_classes).to(self.conv1.weight)
 
 
 def initialise(network: nn.Module, zero_init_residual: bool = False) -> None:

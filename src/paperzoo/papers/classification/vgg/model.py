@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from paperzoo.blocks.classifier import last_layer
+
 POOL = 0
 # Table 1 of the paper: output channels of each 3x3 convolution; POOL is a 2x2 max pooling.
 PLANS: dict[str, tuple[int, ...]] = {
@@ -76,6 +78,7 @@ class VGG(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.stage_channels = [plan[i - 1] for i, width in enumerate(plan) if width == POOL]
+        self.stage_strides = [2 << i for i in range(len(self.stage_channels))]
         self.features = conv_stack(plan, batch_norm, in_channels)
         self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
         self.classifier = nn.Sequential(
@@ -85,7 +88,7 @@ class VGG(nn.Module):
             nn.Linear(num_features, num_features),
             nn.ReLU(inplace=True),
             nn.Dropout(drop_rate),
-            nn.Linear(num_features, num_classes),
+            last_layer(num_features, num_classes),
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -110,10 +113,11 @@ class VGG(nn.Module):
         return self.classifier[-1](self.embed(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last dense layer by a new one for `num_classes`."""
-        last = nn.Linear(self.num_features, num_classes)
-        nn.init.normal_(last.weight, 0, 0.01)
-        nn.init.zeros_(last.bias)
+        """Replace the last dense layer by a new one for `num_classes`; 0 for none."""
+        last = last_layer(self.num_features, num_classes)
+        if num_classes:
+            nn.init.normal_(last.weight, 0, 0.01)
+            nn.init.zeros_(last.bias)
         self.classifier[-1] = last.to(self.classifier[0].weight.device)
 
 

@@ -15,6 +15,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperzoo.blocks.classifier import last_layer
 from paperzoo.papers.classification.resnet.model import Bottleneck, ResNet
 
 
@@ -59,7 +60,7 @@ class WideResNet(nn.Module):
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
             raise ValueError(f"depth {depth} is not 6 n + 4; 10, 16, 22, 28 and 40 are")
-        self.stage_channels = [16 * widening, 32 * widening, 64 * widening]
+        self.stage_channels, self.stage_strides = [16 * widening, 32 * widening, 64 * widening], [1, 2, 4]
         self.num_features = self.stage_channels[-1]
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         stages, channels = [], 16
@@ -70,11 +71,12 @@ class WideResNet(nn.Module):
             channels = width
         self.layer1, self.layer2, self.layer3 = stages
         self.bn = nn.BatchNorm2d(self.num_features)
-        self.fc = nn.Linear(self.num_features, num_classes)
+        self.fc = last_layer(self.num_features, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # sec. 3: "MSR init", on the fan out as in the released code
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.fc.bias)
+        if num_classes:
+            nn.init.zeros_(self.fc.bias)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """The outputs of the three stages, strides 1, 2, 4; the last one after the final BN-ReLU."""
@@ -95,8 +97,8 @@ class WideResNet(nn.Module):
         return self.fc(self.embed(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new head for another number of classes."""
-        self.fc = nn.Linear(self.num_features, num_classes)
+        """A new head for another number of classes; 0 for none."""
+        self.fc = last_layer(self.num_features, num_classes).to(self.conv1.weight)
 
 
 def wide_resnet10_2(**arguments) -> WideResNet:

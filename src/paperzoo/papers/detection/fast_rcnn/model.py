@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, roi_align, roi_pool
 
+from paperzoo.blocks.backbones import Backbone, at_strides, headless, load_body
 from paperzoo.blocks.boxes import (
     BACKGROUND,
     IGNORED,
@@ -39,24 +40,6 @@ from paperzoo.papers.detection.fast_rcnn.pooling import roi_max_pool
 from paperzoo.papers.detection.fast_rcnn.proposals import as_rows, grid_windows, jittered
 
 # -- one map of a classifier -----------------------------------------------------------------------------------------
-
-
-def headless(body: nn.Module) -> nn.Module:
-    """The network without its pooling and classifier, in place."""
-    for name in ("avgpool", "fc", "classifier", "head"):
-        if hasattr(body, name):
-            setattr(body, name, nn.Identity())
-    return body
-
-
-def load_body(body: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    wanted = body.state_dict()
-    missing = [name for name in wanted if name not in state_dict and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise ValueError(
-            f"state_dict lacks {missing[0]} and {len(missing) - 1} more; weights of the same body are needed"
-        )
-    body.load_state_dict({name: state_dict.get(name, value) for name, value in wanted.items()})
 
 
 class SingleLevel(nn.Module):
@@ -450,6 +433,12 @@ def resnet50_parts() -> tuple[SingleLevel, RegionPool, StageHead]:
     return SingleLevel(network, 2), RegionPool(14, 16, align=True), head
 
 
+def parts_of(backbone: str, stride: int, cells: int, num_features: int) -> tuple[Backbone, RegionPool, TwoMLPHead]:
+    """Any classifier by name, its map of this stride, RoIAlign to `cells` x `cells`, and two dense layers."""
+    body = at_strides(backbone, (stride,))
+    return body, RegionPool(cells, stride, align=True), TwoMLPHead(body.out_channels[0] * cells**2, num_features)
+
+
 def small_parts(width: int = 32, num_features: int = 128) -> tuple[VGGBody, RegionPool, TwoMLPHead]:
     """VGG in small for pictures of about 64 pixels: seven convolutions with batch norm, stride 8, 4 x 4 RoI max pooling."""
     w = width
@@ -457,9 +446,14 @@ def small_parts(width: int = 32, num_features: int = 128) -> tuple[VGGBody, Regi
     return body, RegionPool(4, 8), TwoMLPHead(body.out_channels * 16, num_features)
 
 
-def fast_rcnn_vgg16(num_classes: int = 20, drop_rate: float = 0.5, **options: float) -> FastRCNN:
-    """Model "L" of the paper (sec. 4.1): VGG-16 with 7 x 7 RoI max pooling. `options` as `RoIHeads`."""
-    body, pool, head = vgg16_parts(drop_rate)
+def fast_rcnn_vgg16(
+    num_classes: int = 20, drop_rate: float = 0.5, backbone: str | None = None, **options: float
+) -> FastRCNN:
+    """Model "L" of the paper (sec. 4.1): VGG-16 with 7 x 7 RoI max pooling. `options` as `RoIHeads`.
+
+    `backbone`: another classifier by name, its map of stride 16, with RoIAlign and two layers of 1024 on each region.
+    """
+    body, pool, head = vgg16_parts(drop_rate) if backbone is None else parts_of(backbone, 16, 7, 1024)
     windows = AnchorGenerator((64,), [(64, 128, 256, 512)])
     return FastRCNN(body, RoIHeads(pool, head, num_classes, **options), windows)
 
@@ -471,8 +465,11 @@ def fast_rcnn_resnet50_c4(num_classes: int = 80, **options: float) -> FastRCNN:
     return FastRCNN(body, RoIHeads(pool, head, num_classes, **{"nms_threshold": 0.5} | options), windows)
 
 
-def fast_rcnn_small(num_classes: int = 10, **options: float) -> FastRCNN:
-    """The same detector in small, for objects of 20 to 60 pixels: windows of four sizes and three ratios every 8 pixels."""
-    body, pool, head = small_parts()
+def fast_rcnn_small(num_classes: int = 10, backbone: str | None = None, **options: float) -> FastRCNN:
+    """The same detector in small, for objects of 20 to 60 pixels: windows of four sizes and three ratios every 8 pixels.
+
+    `backbone`: another classifier by name, its map of stride 8.
+    """
+    body, pool, head = small_parts() if backbone is None else parts_of(backbone, 8, 4, 128)
     windows = AnchorGenerator((8,), [(24, 32, 42)], (1.0, 1.4, 2.0))
     return FastRCNN(body, RoIHeads(pool, head, num_classes, **options), windows)

@@ -32,7 +32,14 @@ from paperzoo.blocks.boxes import (
     match_anchors,
     sample_anchors,
 )
-from paperzoo.papers.detection.fast_rcnn.model import RoIHeads, exact, resnet50_parts, small_parts, vgg16_parts
+from paperzoo.papers.detection.fast_rcnn.model import (
+    RoIHeads,
+    exact,
+    parts_of,
+    resnet50_parts,
+    small_parts,
+    vgg16_parts,
+)
 from paperzoo.papers.detection.fast_rcnn.proposals import anchors_of
 
 # -- region proposals (sec. 3.1) -------------------------------------------------------------------------------------
@@ -264,12 +271,23 @@ class FasterRCNN(nn.Module):
 # -- variants --------------------------------------------------------------------------------------------------------
 
 
-def faster_rcnn_vgg16(num_classes: int = 20, drop_rate: float = 0.5, **options: float) -> FasterRCNN:
+def channels_of(body: nn.Module) -> int:
+    """Channels of a backbone's single map."""
+    channels = body.out_channels
+    return channels if isinstance(channels, int) else channels[-1]
+
+
+def faster_rcnn_vgg16(
+    num_classes: int = 20, drop_rate: float = 0.5, backbone: str | None = None, **options: float
+) -> FasterRCNN:
     """The paper's network: VGG-16, nine anchors at each place of conv5 (128, 256, 512 pixels; 1:2, 1:1, 2:1), 7 x 7 RoI
     max pooling. Proposals of at least 16 pixels. `options` as `RoIHeads`.
+
+    `backbone`: another classifier by name, its map of stride 16, with RoIAlign and two layers of 1024 on each region.
     """
-    body, pool, head = vgg16_parts(drop_rate)
-    rpn = RegionProposalNetwork(body.out_channels, AnchorGenerator((16,), [(128, 256, 512)]), smallest=16, inside=True)
+    body, pool, head = vgg16_parts(drop_rate) if backbone is None else parts_of(backbone, 16, 7, 1024)
+    anchors = AnchorGenerator((16,), [(128, 256, 512)])
+    rpn = RegionProposalNetwork(channels_of(body), anchors, smallest=16, inside=True)
     options = {"least": 0.0, "sampled": 128} | options  # as the released code's joint training
     return FasterRCNN(body, rpn, RoIHeads(pool, head, num_classes, **options))
 
@@ -285,12 +303,12 @@ def faster_rcnn_resnet50_c4(num_classes: int = 80, **options: float) -> FasterRC
     return FasterRCNN(body, rpn, RoIHeads(pool, head, num_classes, **options), (12000, 6000), (2000, 1000))
 
 
-def faster_rcnn_small(num_classes: int = 10, **options: float) -> FasterRCNN:
+def faster_rcnn_small(num_classes: int = 10, backbone: str | None = None, **options: float) -> FasterRCNN:
     """The same detector in small, for objects of 20 to 60 pixels: a thin VGG, six anchors at each place of stride 8.
 
-    `options` as `RoIHeads`.
+    `options` as `RoIHeads`. `backbone`: another classifier by name, its map of stride 8.
     """
-    body, pool, head = small_parts()
-    rpn = RegionProposalNetwork(body.out_channels, AnchorGenerator((8,), [(24, 40)], (1.0, 1.4, 2.0)), sampled=64)
+    body, pool, head = small_parts() if backbone is None else parts_of(backbone, 8, 4, 128)
+    rpn = RegionProposalNetwork(channels_of(body), AnchorGenerator((8,), [(24, 40)], (1.0, 1.4, 2.0)), sampled=64)
     heads = RoIHeads(pool, head, num_classes, **{"least": 0.0} | options)
     return FasterRCNN(body, rpn, heads, (200, 200), (64, 32))

@@ -328,18 +328,12 @@ def on_a_pyramid(images: Tensor, classes: int) -> Iterator[Case]:
     from torchvision.models.detection import FasterRCNN as Theirs
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 
-    from paperzoo.papers.detection.fpn.model import BackboneWithFPN, LastLevelMaxPool, pool_regions
-
-    def pool(levels: list[Tensor], regions: Tensor) -> Tensor:
-        count = int(regions[:, 0].max()) + 1 if len(regions) else 1
-        order = torch.argsort(regions[:, 0], stable=True)
-        assert bool((order == torch.arange(len(regions))).all())
-        return pool_regions(levels[:4], [regions[regions[:, 0] == i, 1:] for i in range(count)])
+    from paperzoo.papers.detection.fpn.model import BackboneWithFPN, LastLevelMaxPool, PyramidPool
 
     backbone = BackboneWithFPN(resnet18(), extra_blocks=LastLevelMaxPool())
     anchors = AnchorGenerator((4, 8, 16, 32, 64), [(s,) for s in (32, 64, 128, 256, 512)])
     options = {"least": 0.0, "sampled": 10**6, "box_beta": 1 / 9, "nms_threshold": 0.5}
-    heads = RoIHeads(pool, TwoMLPHead(256 * 49, 1024), classes, **options)
+    heads = RoIHeads(PyramidPool(), TwoMLPHead(256 * 49, 1024), classes, **options)
     rpn = RegionProposalNetwork(256, anchors, sampled=10**6)
     ours = FasterRCNN(backbone, rpn, heads, (300, 300), (60, 60))
     livelier(ours)

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from paperzoo.blocks.backbones import at_strides, headless, load_body
 from paperzoo.blocks.boxes import AnchorGenerator
 from paperzoo.papers.classification.resnet.model import BasicBlock, ResNet, conv3x3, initialise, resnet50
-from paperzoo.papers.detection.fast_rcnn.model import SingleLevel, headless, load_body
-from paperzoo.papers.detection.faster_rcnn.model import RegionProposalNetwork
+from paperzoo.papers.detection.fast_rcnn.model import RoIHeads, SingleLevel, TwoMLPHead, exact
+from paperzoo.papers.detection.faster_rcnn.model import FasterRCNN, RegionProposalNetwork
 
 # -- the pyramid (sec. 3) --------------------------------------------------------------------------------------------
 
@@ -149,33 +150,34 @@ def assign_levels(
     return level.clamp(lowest, highest).to(torch.int64)
 
 
-def pool_regions(
-    pyramid: Sequence[Tensor],
-    boxes: Sequence[Tensor],
-    output_size: int = 7,
-    strides: Sequence[int] = (4, 8, 16, 32),
-    sampling_ratio: int = 2,
-) -> Tensor:
+class PyramidPool(nn.Module):
     """RoI features, each from the level that eq. 1 gives it (RoIAlign, where the paper of 2016 had RoI pooling).
 
-    Args:
-        pyramid: P_l (B, C, H_l, W_l), one for each stride.
-        boxes: for each image (N_i, 4).
-
-    Returns:
-        (sum of N_i, C, output_size, output_size), image by image.
+    Levels P_l (B, C, H_l, W_l), of which those with a stride here are looked at, and regions (R, 5), the image's number
+    before x1 y1 x2 y2 -> (R, C, output_size, output_size).
     """
-    lowest, highest = (int(s).bit_length() - 1 for s in (strides[0], strides[-1]))
-    joined = torch.cat(list(boxes))
-    image = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor([len(b) for b in boxes])).to(joined)
-    regions = torch.cat([image[:, None], joined], dim=1)
-    levels = assign_levels(joined, lowest, highest) - lowest
-    pooled = pyramid[0].new_zeros(len(joined), pyramid[0].shape[1], output_size, output_size)
-    for i, (level, stride) in enumerate(zip(pyramid, strides, strict=True)):
-        rows = (levels == i).nonzero()[:, 0]
-        found = roi_align(level, regions[rows], output_size, 1 / stride, sampling_ratio)
-        pooled = pooled.index_put((rows,), found.to(pooled.dtype))
-    return pooled
+
+    def __init__(self, output_size: int = 7, strides: Sequence[int] = (4, 8, 16, 32), sampling_ratio: int = 2) -> None:
+        super().__init__()
+        self.output_size, self.strides, self.sampling_ratio = output_size, tuple(strides), sampling_ratio
+
+    def forward(self, levels: Sequence[Tensor], regions: Tensor) -> Tensor:
+        lowest, highest = (int(s).bit_length() - 1 for s in (self.strides[0], self.strides[-1]))
+        number = assign_levels(regions[:, 1:], lowest, highest) - lowest
+        whole = torch.compiler.is_compiling() or regions.is_meta  # sizes must not depend on the data
+        size, pooled = self.output_size, None
+        for i, (level, stride) in enumerate(zip(levels, self.strides, strict=False)):
+            features, here = exact(level), number == i  # pixels do not fit into 16 bits
+            rows = None if whole else here.nonzero()[:, 0]
+            asked = regions if whole else regions[rows]
+            found = roi_align(features, asked.to(features.dtype), size, 1 / stride, self.sampling_ratio)
+            if pooled is None:
+                pooled = found.new_zeros(len(regions), level.shape[1], size, size)
+            if whole:
+                pooled = torch.where(here[:, None, None, None], found, pooled)
+            else:
+                pooled = pooled.index_put((rows,), found)
+        return pooled.to(levels[0].dtype)
 
 
 # -- region proposals (sec. 4.1) -------------------------------------------------------------------------------------
@@ -218,8 +220,26 @@ def rpn_resnet50_fpn(num_classes: int = 1) -> ProposalNetwork:
     """Table 1 (c): proposals from P2 to P6 of ResNet-50; anchors of 32 to 512 pixels, one size a level, three ratios."""
     only_objects(num_classes)
     backbone = BackboneWithFPN(resnet50(), extra_blocks=LastLevelMaxPool())
-    anchors = AnchorGenerator((4, 8, 16, 32, 64), [(size,) for size in (32, 64, 128, 256, 512)])
-    return ProposalNetwork(backbone, RegionProposalNetwork(256, anchors))
+    return ProposalNetwork(backbone, RegionProposalNetwork(256, pyramid_anchors()))
+
+
+def faster_rcnn_resnet50_fpn(num_classes: int = 90, backbone: str | None = None, **options: float) -> FasterRCNN:
+    """Faster R-CNN on the pyramid (sec. 4.2): 41.8M parameters on ResNet-50, as torchvision's `fasterrcnn_resnet50_fpn`.
+
+    90 classes are COCO's category numbers less 1, as torchvision's checkpoint has them. `options` as `RoIHeads`.
+    `backbone`: another classifier by name, its maps of strides 4, 8, 16 and 32.
+    """
+    body = resnet50() if backbone is None else at_strides(backbone, (4, 8, 16, 32))
+    pyramid = BackboneWithFPN(body, extra_blocks=LastLevelMaxPool())
+    rpn = RegionProposalNetwork(256, pyramid_anchors())
+    options = {"least": 0.0, "sampled": 512, "box_beta": 1 / 9, "nms_threshold": 0.5} | options
+    heads = RoIHeads(PyramidPool(), TwoMLPHead(256 * 7 * 7, 1024), num_classes, **options)
+    return FasterRCNN(pyramid, rpn, heads, (2000, 1000), (2000, 1000))
+
+
+def pyramid_anchors() -> AnchorGenerator:
+    """Sec. 4.1: areas from 32^2 on P2 to 512^2 on P6, one size a level, three ratios."""
+    return AnchorGenerator((4, 8, 16, 32, 64), [(size,) for size in (32, 64, 128, 256, 512)])
 
 
 def rpn_resnet50_c4(num_classes: int = 1) -> ProposalNetwork:
@@ -259,7 +279,7 @@ class TinyBody(nn.Module):
 
     def __init__(self, channels: Sequence[int] = (32, 48, 64, 96), in_channels: int = 3) -> None:
         super().__init__()
-        self.stage_channels = list(channels)
+        self.stage_channels, self.stage_strides = list(channels), [4, 8, 16, 32]
         self.conv1 = conv3x3(in_channels, channels[0] // 2, stride=2)
         self.bn1 = nn.BatchNorm2d(channels[0] // 2)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -273,3 +293,23 @@ class TinyBody(nn.Module):
 
     stages = ResNet.stages
     relu = staticmethod(F.relu)
+
+
+def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's published Faster R-CNN weights to these names and to our batch norm.
+
+    The file of 2021 (37.0 AP) has convolutions without the Sequential around them, and was trained with a frozen batch norm
+    without epsilon. With nn.BatchNorm2d's epsilon the same scale follows from a variance that is smaller by that epsilon.
+    """
+    old, renamed = "rpn.head.conv.weight" in state_dict, {}
+    for name, value in state_dict.items():
+        parts = name.split(".")
+        if old and name.startswith("rpn.head.conv."):
+            name = f"rpn.head.conv.0.0.{parts[-1]}"
+        elif old and parts[-3].endswith("_blocks"):
+            name = ".".join([*parts[:-1], "0", parts[-1]])  # backbone.fpn.inner_blocks.0.weight
+        is_variance = name.endswith("running_var")
+        renamed[name] = value - 1e-5 if old and is_variance else value
+        if is_variance:
+            renamed.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    return renamed

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from paperzoo.blocks.backbones import at_strides
 from paperzoo.blocks.boxes import (
     IGNORED,
     AnchorGenerator,
@@ -270,13 +271,14 @@ def pyramid_anchors() -> AnchorGenerator:
     return AnchorGenerator(STRIDES, thirds)
 
 
-def retinanet_resnet50_fpn(num_classes: int = 91, **options: float) -> RetinaNet:
+def retinanet_resnet50_fpn(num_classes: int = 91, backbone: str | None = None, **options: float) -> RetinaNet:
     """ResNet-50-FPN, 34.0M parameters. 91 classes are COCO's category numbers, as torchvision's checkpoint has them.
 
-    `options` as `RetinaNet`.
+    `options` as `RetinaNet`. `backbone`: another classifier by name, its maps of strides 8, 16 and 32.
     """
-    backbone = BackboneWithFPN(resnet50(), (1, 2, 3), 256, LastLevelP6P7(256, 256))
-    return RetinaNet(backbone, pyramid_anchors(), num_classes, **options)
+    body, taken = (resnet50(), (1, 2, 3)) if backbone is None else (at_strides(backbone, STRIDES[:3]), (0, 1, 2))
+    pyramid = BackboneWithFPN(body, taken, 256, LastLevelP6P7(256, 256))
+    return RetinaNet(pyramid, pyramid_anchors(), num_classes, **options)
 
 
 def retinanet_resnet101_fpn(num_classes: int = 80, **options: float) -> RetinaNet:
@@ -285,15 +287,16 @@ def retinanet_resnet101_fpn(num_classes: int = 80, **options: float) -> RetinaNe
     return RetinaNet(backbone, pyramid_anchors(), num_classes, **options)
 
 
-def retinanet_tiny_fpn(num_classes: int = 10, **options: float) -> RetinaNet:
+def retinanet_tiny_fpn(num_classes: int = 10, backbone: str | None = None, **options: float) -> RetinaNet:
     """The same detector in small, for objects of 30 pixels and more: a thin backbone, 64 channels, the same anchors.
 
     Its subnets start with He's weights, as it learns from nothing in some hundred steps: 0.01 is for fine-tuning.
 
-    `options` as `RetinaNet`.
+    `options` as `RetinaNet`. `backbone`: another classifier by name, its maps of strides 8, 16 and 32.
     """
-    backbone = BackboneWithFPN(TinyBody(), (1, 2, 3), 64, LastLevelP6P7(64, 64))
-    return RetinaNet(backbone, pyramid_anchors(), num_classes, **{"head_std": math.sqrt(2 / (9 * 64))} | options)
+    body, taken = (TinyBody(), (1, 2, 3)) if backbone is None else (at_strides(backbone, STRIDES[:3]), (0, 1, 2))
+    pyramid = BackboneWithFPN(body, taken, 64, LastLevelP6P7(64, 64))
+    return RetinaNet(pyramid, pyramid_anchors(), num_classes, **{"head_std": math.sqrt(2 / (9 * 64))} | options)
 
 
 def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
+from paperzoo.blocks.backbones import at_strides, headless, load_body
 from paperzoo.blocks.boxes import (
     BACKGROUND,
     clip_boxes,
@@ -235,10 +236,7 @@ class StageMaps(nn.Module):
         extras: Sequence[tuple[int, int, int, int, int]] = (),
     ) -> None:
         super().__init__()
-        for name in ("avgpool", "fc", "classifier", "head"):
-            if hasattr(body, name):
-                setattr(body, name, nn.Identity())
-        self.body, self.taken, self.strides, self.extras = body, tuple(stages), tuple(strides), tuple(extras)
+        self.body, self.taken, self.strides, self.extras = headless(body), tuple(stages), tuple(strides), tuple(extras)
         self.out_channels = [body.stage_channels[i] for i in stages]
         self.extra = nn.ModuleList()
         add_extras(self.extra, self.out_channels, extras)
@@ -256,11 +254,7 @@ class StageMaps(nn.Module):
 
     def load_body(self, state_dict: dict[str, Tensor]) -> None:
         """A classifier's weights; its last layer is left out."""
-        wanted = self.body.state_dict()
-        missing = [name for name in wanted if name not in state_dict and not name.endswith("num_batches_tracked")]
-        if missing:
-            raise ValueError(f"state_dict lacks {missing[0]}; weights of the same body are needed")
-        self.body.load_state_dict({name: state_dict.get(name, value) for name, value in wanted.items()})
+        load_body(self.body, state_dict)
 
 
 def add_extras(blocks: nn.ModuleList, channels: list[int], extras: Sequence[tuple[int, int, int, int, int]]) -> None:
@@ -448,45 +442,55 @@ VOC_512 = (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # sec. 3.1, footnote
 COCO_512 = (0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9, 1.06)  # sec. 3.4: s_min 0.1, 0.04 on conv4_3
 
 
-def _ssd300(num_classes: int, scales: Sequence[float], options: dict[str, float]) -> SSD:
+def _maps(backbone: str | None, strides: Sequence[int], extras: Sequence[tuple[int, int, int, int, int]]) -> nn.Module:
+    """VGG-16's maps, or those that another classifier has at these strides, with as many extras fewer as it has maps more."""
+    if backbone is None:
+        return VGGMaps(PLANS["D"], extras)
+    return StageMaps(at_strides(backbone, strides), range(len(strides)), strides, extras[len(strides) - 2 :])
+
+
+def _ssd300(num_classes: int, scales: Sequence[float], backbone: str | None, options: dict[str, float]) -> SSD:
     boxes = DefaultBoxes((8, 16, 32, 64, 100, 300), scales, ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)))
-    return SSD(VGGMaps(PLANS["D"], EXTRAS_300), boxes, num_classes, **options)
+    return SSD(_maps(backbone, (8, 16, 32), EXTRAS_300), boxes, num_classes, **options)
 
 
-def _ssd512(num_classes: int, scales: Sequence[float], options: dict[str, float]) -> SSD:
+def _ssd512(num_classes: int, scales: Sequence[float], backbone: str | None, options: dict[str, float]) -> SSD:
     boxes = DefaultBoxes((8, 16, 32, 64, 128, 256, 512), scales, ((2,), *((2, 3),) * 4, (2,), (2,)))
-    return SSD(VGGMaps(PLANS["D"], EXTRAS_512), boxes, num_classes, **options)
+    return SSD(_maps(backbone, (8, 16, 32), EXTRAS_512), boxes, num_classes, **options)
 
 
-def ssd300_vgg16(num_classes: int = 90, **options: float) -> SSD:
+def ssd300_vgg16(num_classes: int = 90, backbone: str | None = None, **options: float) -> SSD:
     """SSD300 with the default boxes for COCO; 8732 of them. 90 classes are COCO's category numbers less 1, as torchvision's.
 
-    `options` as `SSD`.
+    `options` as `SSD`. `backbone`: another classifier by name, its maps of strides 8, 16 and 32 in the place of VGG's.
     """
-    return _ssd300(num_classes, COCO_300, options)
+    return _ssd300(num_classes, COCO_300, backbone, options)
 
 
-def ssd512_vgg16(num_classes: int = 80, **options: float) -> SSD:
-    """SSD512 with the default boxes for COCO; 24,564 of them, with conv12_2. `options` as `SSD`."""
-    return _ssd512(num_classes, COCO_512, options)
+def ssd512_vgg16(num_classes: int = 80, backbone: str | None = None, **options: float) -> SSD:
+    """SSD512 with the default boxes for COCO; 24,564 of them, with conv12_2. `options` as `SSD`, `backbone` as `ssd300_vgg16`."""
+    return _ssd512(num_classes, COCO_512, backbone, options)
 
 
-def ssd300_vgg16_voc(num_classes: int = 20, **options: float) -> SSD:
-    """SSD300 with the default boxes for Pascal VOC, the paper's main result. `options` as `SSD`."""
-    return _ssd300(num_classes, VOC_300, options)
+def ssd300_vgg16_voc(num_classes: int = 20, backbone: str | None = None, **options: float) -> SSD:
+    """SSD300 with the default boxes for Pascal VOC, the paper's main result. `options` as `SSD`, `backbone` as `ssd300_vgg16`."""
+    return _ssd300(num_classes, VOC_300, backbone, options)
 
 
-def ssd512_vgg16_voc(num_classes: int = 20, **options: float) -> SSD:
-    """SSD512 with the default boxes for Pascal VOC. `options` as `SSD`."""
-    return _ssd512(num_classes, VOC_512, options)
+def ssd512_vgg16_voc(num_classes: int = 20, backbone: str | None = None, **options: float) -> SSD:
+    """SSD512 with the default boxes for Pascal VOC. `options` as `SSD`, `backbone` as `ssd300_vgg16`."""
+    return _ssd512(num_classes, VOC_512, backbone, options)
 
 
-def ssd64_slim(num_classes: int = 10, **options: float) -> SSD:
+def ssd64_slim(num_classes: int = 10, backbone: str | None = None, **options: float) -> SSD:
     """Not of the paper: the same detector for pictures of 64 pixels, on VGG-11 at a quarter of its width, with batch norm.
 
-    Maps of 8, 4, 2 and 1 cells. On so few, fc6 has no use for dilation. `options` as `SSD`.
+    Maps of 8, 4, 2 and 1 cells. On so few, fc6 has no use for dilation. `options` as `SSD`, `backbone` as `ssd300_vgg16`.
     """
     extras = ((64, 128, 3, 2, 1), (64, 128, 3, 2, 1))
-    maps = VGGMaps(narrow(PLANS["A"], 4), extras, fc_channels=128, dilation=1, batch_norm=True)
+    if backbone is None:
+        maps: nn.Module = VGGMaps(narrow(PLANS["A"], 4), extras, fc_channels=128, dilation=1, batch_norm=True)
+    else:
+        maps = StageMaps(at_strides(backbone, (8, 16)), (0, 1), (8, 16), extras)
     boxes = DefaultBoxes((8, 16, 32, 64), [*even_scales(0.35, 0.8, 4), 0.95], ((2,), (2, 3), (2, 3), (2,)))
     return SSD(maps, boxes, num_classes, **options)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
+from paperzoo.blocks.backbones import at_strides
 from paperzoo.blocks.boxes import BACKGROUND, clip_boxes, flatten_predictions, join_boxes
 
 # -- parts of the network --------------------------------------------------------------------------------------------
@@ -522,39 +523,47 @@ class YOLOX(nn.Module):
 # -- variants --------------------------------------------------------------------------------------------------------
 
 
-def _yolox(depth: float, width: float, num_classes: int, conv: type[nn.Module] = BaseConv, **options: float) -> YOLOX:
-    pyramid = YOLOPAFPN(CSPDarknet(depth, width, conv), depth, conv)
+def _yolox(
+    depth: float,
+    width: float,
+    num_classes: int,
+    conv: type[nn.Module] = BaseConv,
+    backbone: str | None = None,
+    **options: float,
+) -> YOLOX:
+    body = CSPDarknet(depth, width, conv) if backbone is None else at_strides(backbone, (8, 16, 32))
+    pyramid = YOLOPAFPN(body, depth, conv)
     return YOLOX(pyramid, YOLOXHead(pyramid.out_channels, int(256 * width), num_classes, conv), **options)
 
 
-def yolox_nano(num_classes: int = 80, **options: float) -> YOLOX:
-    """YOLOX-Nano: a quarter of the width, depthwise convolutions, for 416 pixels. `options` as `YOLOX`."""
-    return _yolox(0.33, 0.25, num_classes, DWConv, **options)
+def yolox_nano(num_classes: int = 80, backbone: str | None = None, **options: float) -> YOLOX:
+    """YOLOX-Nano: a quarter of the width, depthwise convolutions, for 416 pixels. `options` as `YOLOX`; `backbone`: another classifier by name, its maps of strides 8, 16 and 32."""
+    return _yolox(0.33, 0.25, num_classes, DWConv, backbone, **options)
 
 
-def yolox_tiny(num_classes: int = 80, **options: float) -> YOLOX:
+def yolox_tiny(num_classes: int = 80, backbone: str | None = None, **options: float) -> YOLOX:
     """YOLOX-Tiny, for 416 pixels. `options` as `YOLOX`."""
-    return _yolox(0.33, 0.375, num_classes, **options)
+    return _yolox(0.33, 0.375, num_classes, backbone=backbone, **options)
 
 
-def yolox_s(num_classes: int = 80, **options: float) -> YOLOX:
+def yolox_s(num_classes: int = 80, backbone: str | None = None, **options: float) -> YOLOX:
     """YOLOX-S, for 640 pixels. `options` as `YOLOX`."""
-    return _yolox(0.33, 0.5, num_classes, **options)
+    return _yolox(0.33, 0.5, num_classes, backbone=backbone, **options)
 
 
-def yolox_m(num_classes: int = 80, **options: float) -> YOLOX:
+def yolox_m(num_classes: int = 80, backbone: str | None = None, **options: float) -> YOLOX:
     """YOLOX-M, for 640 pixels. `options` as `YOLOX`."""
-    return _yolox(0.67, 0.75, num_classes, **options)
+    return _yolox(0.67, 0.75, num_classes, backbone=backbone, **options)
 
 
-def yolox_l(num_classes: int = 80, **options: float) -> YOLOX:
+def yolox_l(num_classes: int = 80, backbone: str | None = None, **options: float) -> YOLOX:
     """YOLOX-L, for 640 pixels. `options` as `YOLOX`."""
-    return _yolox(1.0, 1.0, num_classes, **options)
+    return _yolox(1.0, 1.0, num_classes, backbone=backbone, **options)
 
 
-def yolox_x(num_classes: int = 80, **options: float) -> YOLOX:
+def yolox_x(num_classes: int = 80, backbone: str | None = None, **options: float) -> YOLOX:
     """YOLOX-X, for 640 pixels. `options` as `YOLOX`."""
-    return _yolox(1.33, 1.25, num_classes, **options)
+    return _yolox(1.33, 1.25, num_classes, backbone=backbone, **options)
 
 
 def yolox_darknet53(num_classes: int = 80, **options: float) -> YOLOX:
@@ -563,6 +572,6 @@ def yolox_darknet53(num_classes: int = 80, **options: float) -> YOLOX:
     return YOLOX(pyramid, YOLOXHead(pyramid.out_channels, 256, num_classes, LeakyConv), **options)
 
 
-def yolox_slim(num_classes: int = 10, **options: float) -> YOLOX:
+def yolox_slim(num_classes: int = 10, backbone: str | None = None, **options: float) -> YOLOX:
     """Not of the paper: YOLOX-S at three eighths of its width, for pictures of 64 pixels. `options` as `YOLOX`."""
-    return _yolox(0.33, 0.1875, num_classes, **options)
+    return _yolox(0.33, 0.1875, num_classes, backbone=backbone, **options)
