@@ -6,17 +6,20 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperzoo.blocks.boxes import AnchorGenerator, decode_boxes, encode_boxes
+from paperzoo.blocks.boxes import AnchorGenerator, decode_boxes, encode_boxes, pad_images
 from paperzoo.engine.parity import Case
 from paperzoo.papers.detection.fpn.model import (
     FeaturePyramidNetwork,
     LastLevelMaxPool,
     LastLevelP6P7,
+    PyramidPool,
     RegionProposalNetwork,
     assign_levels,
-    pool_regions,
+    faster_rcnn_resnet50_fpn,
+    from_official,
     rpn_resnet50_fpn,
 )
 
@@ -90,10 +93,11 @@ def cases() -> Iterator[Case]:
     )
     maps = tuple(torch.randn(2, 8, -(-256 // s), -(-320 // s)) for s in (4, 8, 16, 32))
     regions = [boxes_in(256, 320, 30), boxes_in(256, 320, 17)]
+    joined = torch.cat([F.pad(r, (1, 0), value=i) for i, r in enumerate(regions)])
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     yield Case(
         "regions pooled from their levels",
-        lambda *m: pool_regions(m, regions),
+        lambda *m: PyramidPool()(m, joined),
         lambda *m: pooler({str(i): x for i, x in enumerate(m)}, regions, [(256, 320)] * 2),
         maps,
         f"{source} ops.MultiScaleRoIAlign",
@@ -172,4 +176,59 @@ def cases() -> Iterator[Case]:
         lambda x: [torch.tensor([1, 256, -(-128 // s), 192 // s]) for s in strides],
         (torch.randn(shape),),
         "FPN sec. 3: strides 4 to 32 with 256 channels; sec. 4.1: P6 of stride 64",
+    )
+    yield whole_detector(source)
+    yield Case(
+        "torchvision's file of 2021, of other names and with batch norms without epsilon",
+        lambda: from_official({"rpn.head.conv.weight": torch.ones(1), "backbone.body.bn1.running_var": torch.ones(1)}),
+        lambda: {
+            "rpn.head.conv.0.0.weight": torch.ones(1),
+            "backbone.body.bn1.running_var": torch.tensor([1 - 1e-5]),
+            "backbone.body.bn1.num_batches_tracked": torch.tensor(0),
+        },
+        against="the file's names, by hand",
+        rtol=0.0,
+        atol=1e-9,
+    )
+
+
+def whole_detector(source: str) -> Case:
+    """torchvision's detector with our weights, from normalised images to boxes, labels and scores."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    options = {"score_threshold": 0.012}  # random weights are sure of nothing; about 1 / 91
+    ours = faster_rcnn_resnet50_fpn(**options).eval()
+    for layer, std in ((ours.rpn.head.cls_logits, 0.3), (ours.rpn.head.bbox_pred, 0.02)):
+        nn.init.normal_(layer.weight, std=std)
+    nn.init.normal_(ours.roi_heads.box_predictor.cls_score.weight, std=0.03)
+    ours.after = (2000, 200)
+    reference = fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, box_score_thresh=0.012, rpn_post_nms_top_n_test=200
+    ).eval()
+    reference.load_state_dict(ours.state_dict())
+    reference.transform.image_mean, reference.transform.image_std = [0.0] * 3, [1.0] * 3
+    reference.transform.min_size, reference.transform.max_size = (96,), 160
+
+    def mine(*images: Tensor) -> list:
+        sizes = torch.tensor([x.shape[1:] for x in images])
+        batch = pad_images(images)
+        with torch.no_grad():
+            found = ours.postprocess(ours(batch, sizes=sizes), sizes, tuple(batch.shape[-2:]))
+        assert all(len(objects["boxes"]) > 5 for objects in found), "too few objects to compare"
+        return [{k: objects[k] for k in ("boxes", "scores", "labels")} for objects in found]
+
+    def theirs(*images: Tensor) -> list:
+        with torch.no_grad():
+            found = reference([x.clone() for x in images])
+        return [o | {"labels": o["labels"] - 1} for o in found]  # theirs count the background
+
+    images = (torch.randn(3, 96, 160), torch.randn(3, 96, 120))
+    return Case(
+        "the whole detector: boxes, labels, scores of two images",
+        mine,
+        theirs,
+        images,
+        f"{source} fasterrcnn_resnet50_fpn",
+        atol=1e-3,
+        note="boxes in pixels",
     )
