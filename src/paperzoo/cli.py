@@ -181,26 +181,37 @@ def evaluate(
     epilog=example(
         "paperzoo predict wide_resnet digit.png",
         "paperzoo predict runs/… *.jpg --draw pictures/",
+        "paperzoo predict retinanet holiday/ film.mp4 --draw out/",
+        "paperzoo predict retinanet camera:0 --frames 100 --draw out/",
         "paperzoo predict fnet 'a sentence' --json",
     )
 )
 def predict(
     source: Source,
-    inputs: Annotated[list[str], typer.Argument(help="Files or text, as the paper's task takes them.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files or text, as the paper's task takes them; for pictures also folders, videos, camera:0, rtsp://…"
+        ),
+    ],
     weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
-    draw: Annotated[Path | None, typer.Option(help="Write a picture of every result into this folder.")] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="Write a picture of every result into this folder; a video becomes a video.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="At most so many frames of each video, camera or stream.")
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Predict on files or text with a finished run."""
+    """Predict on files or text with a finished run; on folders, videos and cameras where the task takes pictures."""
     from paperzoo import terminal
 
     terminal.prepare_process()
     from paperzoo.engine.run import load
 
     recipe = load(source, device=device, weights=weights)
-    results = recipe.predict(inputs)
-    terminal.predictions(recipe, inputs, results, draw, json)
+    raise typer.Exit(terminal.predictions(recipe, inputs, draw, frames, json))
 
 
 @app.command(epilog=example("paperzoo export wide_resnet", "paperzoo export runs/… --format torch --out model.pt2"))

@@ -92,6 +92,21 @@ class Bar:
             self.plain_at = time.monotonic()
             self.console.print(f"step {done}/{total}  {said['values']}", highlight=False)
 
+    def count(self, name: str, done: int, total: int | None) -> None:
+        """How many inputs of a source are done; a single one has no bar."""
+        if total == 1:
+            return
+        if self.task is None or self.name != name:
+            self.name, self.task = name, self.progress.add_task(name[-40:], total=total, values="")
+        self.progress.update(self.task, completed=done)
+
+    def say(self, text: str) -> None:
+        """A line of the answer, on the standard output, above the bar."""
+        if self.console.is_terminal and sys.stdout.isatty() and not self.quiet:
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
 
 @contextmanager
 def progress(title: str, json: bool):
@@ -178,25 +193,32 @@ def metrics(values: dict[str, float], json: bool) -> None:
     emit(values) if json else table(values)
 
 
-def predictions(recipe: Any, inputs: list, results: list, draw: Path | None, json: bool) -> None:
-    pictures = []
-    for i, (value, result) in enumerate(zip(inputs, results, strict=True)):
-        picture = recipe.draw(value, result) if draw is not None else None
-        if picture is not None:
-            draw.mkdir(parents=True, exist_ok=True)
-            pictures.append(str(draw / f"{i:03d}_{Path(str(value)).stem[:40]}.png"))
-            picture.save(pictures[-1])
-        else:
-            pictures.append(None)
+def predictions(recipe: Any, inputs: list, draw: Path | None, frames: int | None, json: bool) -> int:
+    """Print what is predicted, as it is predicted. Returns the exit code: 1 if an input could not be read."""
+    from paperzoo.engine.predicting import predict_all
+
+    failed, filmed, first = 0, {}, True
+    with progress("predict", json) as bar:
+        on_step = lambda name, done, count: bar.count(name, done, count)  # noqa: E731
+        for p in predict_all(recipe, inputs, draw, frames, on_step):
+            failed += p.error is not None
+            if json:  # a list, written as it grows
+                row = {"input": p.name, "result": plain(p.result), "picture": p.picture}
+                row |= {"error": p.error} if p.error else {}
+                text = json_module.dumps(row, indent=2, ensure_ascii=False, default=str)
+                print(("[\n" if first else ",\n") + text, end="", flush=True)
+                first = False
+            elif p.error:
+                print(f"error: {p.error}", file=sys.stderr)
+            elif p.picture and p.picture.endswith(".mp4"):
+                filmed[p.picture] = filmed.get(p.picture, 0) + 1
+            else:
+                bar.say(f"{p.name}: {brief(p.result)}" + (f"  -> {p.picture}" if p.picture else ""))
     if json:
-        return emit(
-            [
-                {"input": str(v), "result": plain(r), "picture": p}
-                for v, r, p in zip(inputs, results, pictures, strict=True)
-            ]
-        )
-    for value, result, picture in zip(inputs, results, pictures, strict=True):
-        print(f"{value}: {brief(result)}" + (f"  -> {picture}" if picture else ""))
+        print("[]" if first else "\n]")
+    for path, count in filmed.items():
+        print(f"{path}: {count} frames")
+    return int(failed > 0)
 
 
 def exported(result: Any, json: bool) -> None:

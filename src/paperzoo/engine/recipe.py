@@ -35,6 +35,9 @@ class Recipe:
     monitor: ClassVar[tuple[str, str]] = ("accuracy", "max")
     """The metric of `evaluate` that early stopping and "best" watch, and whether more ("max") or less ("min") is better."""
 
+    reads_images: ClassVar[bool] = False
+    """Whether `predict` takes pictures (paths, PIL images, arrays): folders, videos and cameras are then read for it."""
+
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
         self.config = config
         self.runtime = runtime

@@ -67,6 +67,7 @@ class AnomalyRecipe(Recipe):
     The config has `data`, `resize` and `crop_size` (pixels), `batch_size` and `workers`.
     """
 
+    reads_images = True
     monitor = ("image_auroc", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

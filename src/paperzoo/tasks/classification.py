@@ -95,6 +95,7 @@ class ClassificationRecipe(Recipe):
     """The task's default recipe. Methods that hold or change it override `augmentation`, `loss` or `step`."""
 
     config: Config
+    reads_images = True
     monitor = ("accuracy", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

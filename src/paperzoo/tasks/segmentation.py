@@ -122,6 +122,7 @@ class SegmentationRecipe(Recipe):
     """The task's default recipe. Papers that differ override `augmentation`, `groups` or `loss`."""
 
     config: Config
+    reads_images = True
     monitor = ("miou", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

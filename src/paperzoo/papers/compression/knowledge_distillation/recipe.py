@@ -66,6 +66,7 @@ class KnowledgeDistillation(Recipe):
     """The student is what is evaluated, saved and deployed."""
 
     config: Config
+    reads_images = True
     monitor = ("accuracy", "max")
 
     def __init__(self, config: Config, runtime: Runtime, facts: dict | None = None) -> None:

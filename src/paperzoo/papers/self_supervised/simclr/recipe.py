@@ -139,6 +139,7 @@ class SimCLR(Recipe):
     """Labels are used by `evaluate` alone."""
 
     config: Config
+    reads_images = True
     monitor = ("accuracy", "max")
 
     def __init__(self, config: Config, runtime: Runtime, facts: dict | None = None) -> None:
