@@ -72,6 +72,31 @@ def test_readme_commands_with_data_run(tmp_path):
     assert "label left" in done.stdout
 
 
+def test_readme_backbone_commands_run(tmp_path):
+    from PIL import Image
+
+    from paperzoo.engine.streams import VideoWriter
+
+    (tmp_path / "holiday").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "holiday" / "a.png")
+    writer = VideoWriter(tmp_path / "film.mp4", 10.0)
+    for _ in range(3):
+        writer.add(Image.new("RGB", (64, 48), "blue"))
+    writer.close()
+    code = next(code for _, code in blocks(README, "console") if "--model.backbone" in code)
+    lines = code.splitlines()
+    lines[0] += " --steps 2 --batch-size 2 --scenes 8"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "film.mp4").is_file() and (tmp_path / "out" / "000_a.png").is_file()
+
+
 def test_readme_distributed_command_runs(tmp_path):
     code = next(code for _, code in blocks(README, "console") if "--shard" in code)
     line = next(line for line in code.splitlines() if "--shard" in line).split("#")[0]
