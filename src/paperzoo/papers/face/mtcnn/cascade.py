@@ -92,7 +92,7 @@ def through(network: nn.Module, table: Tensor, owner: Tensor, cut: Tensor) -> tu
         network(normalise(cut_windows(table, o, c, network.size)))
         for o, c in zip(owner.split(CHUNK), cut.split(CHUNK), strict=True)
     ]
-    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    return tuple(torch.cat(values).float() for values in zip(*parts, strict=True))  # pixels do not fit into 16 bits
 
 
 # -- boxes -----------------------------------------------------------------------------------------------------------
@@ -149,8 +149,8 @@ def propose(
     levels = []
     for scale in pyramid(height, width, smallest, factor):
         size = (int(height * scale + 1), int(width * scale + 1))
-        logits, offsets = pnet(normalise(F.interpolate(pictures, size=size, mode="area")))[:2]
-        score = logits.softmax(1)[:, 1]
+        outputs = pnet(normalise(F.interpolate(pictures, size=size, mode="area")))
+        score, offsets = outputs[0].float().softmax(1)[:, 1], outputs[1].float()
         owner, row, column = (score >= threshold).nonzero(as_tuple=True)
         cell = torch.stack([column, row], dim=1).to(score.dtype)
         low, high = (((pnet.stride * cell + end) / scale).floor() for end in (1, pnet.size))
