@@ -352,6 +352,7 @@ class FaceDetectionRecipe(DetectionRecipe):
     """The task's default recipe: detection's, with landmarks, WIDER FACE's evaluation and pictures with points."""
 
     config: Config
+    reads_images = True
     monitor = ("AP", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

@@ -170,6 +170,7 @@ class FaceRecipe(Recipe):
     """The task's default recipe. Another loss overrides `make_head`; one that needs more of a batch, `step`."""
 
     config: Config
+    reads_images = True
     monitor = ("accuracy", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

@@ -193,6 +193,7 @@ class MultiPoseRecipe(Recipe):
     """The task's default recipe. Its network has the members that the module's docstring names, or a subclass says what they are."""
 
     config: Config
+    reads_images = True
     monitor = ("AP", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

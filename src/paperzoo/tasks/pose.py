@@ -122,6 +122,7 @@ class PoseRecipe(Recipe):
     """The task's default recipe. A paper with another way to learn overrides `losses` or gives its network the members above."""
 
     config: Config
+    reads_images = True
     monitor = ("AP", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:

@@ -281,6 +281,7 @@ class TextDetectionRecipe(Recipe):
     """The task's default recipe. A detector with another way to learn overrides `step` or `train_data`."""
 
     config: Config
+    reads_images = True
     monitor = ("hmean", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
