@@ -1,4 +1,6 @@
-"""Detection: readers of COCO and Pascal VOC, digit scenes, box coding and matching, the task's recipe."""
+"""Detection: box coding and matching, anchors, the task's samples and recipe."""
+
+# ruff: noqa: F811  fixtures are imported from the file beside, and pytest finds them by their names
 
 import json
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.ops import box_iou, masks_to_boxes
+from torchvision.ops import box_iou
 
 from paperzoo.blocks.boxes import (
     BACKGROUND,
@@ -21,220 +23,22 @@ from paperzoo.blocks.boxes import (
     pad_images,
     sample_anchors,
 )
-from paperzoo.data.coco import CocoDetection, VocDetection, open_detection
-from paperzoo.data.scenes import digit_scans, digit_scenes
+from paperzoo.data.coco import CocoDetection, open_detection
+from paperzoo.data.scenes import digit_scenes
 from paperzoo.errors import DataError, PaperZooError
-from paperzoo.tasks.detection import Collate, Config, Detection, Prepared, coco_numbers, drawn, resized, to_network
-
-# -- folders on disk -------------------------------------------------------------------------------------------------
-
-
-def picture(path, width=40, height=30):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width, 3), 120, np.uint8)).save(path)
-
-
-def coco_content():
-    return {
-        "images": [
-            {"id": 7, "file_name": "b.png", "width": 40, "height": 30},
-            {"id": 3, "file_name": "a.png", "width": 40, "height": 30},
-            {"id": 9, "file_name": "empty.png", "width": 40, "height": 30},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 3, "category_id": 90, "bbox": [1, 2, 10, 5], "area": 33.5, "iscrowd": 0},
-            {"id": 2, "image_id": 7, "category_id": 5, "bbox": [30, 20, 20, 20], "area": 400, "iscrowd": 1},
-            {"id": 3, "image_id": 3, "category_id": 5, "bbox": [0, 0, 4, 4]},
-            {"id": 4, "image_id": 3, "category_id": 5, "bbox": [5, 5, 0, 4], "area": 0, "iscrowd": 0},
-        ],
-        "categories": [{"id": 90, "name": "cup"}, {"id": 5, "name": "dog"}],
-    }
-
-
-@pytest.fixture
-def coco(tmp_path):
-    for name in ("a", "b", "empty"):
-        picture(tmp_path / "train2017" / f"{name}.png")
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(coco_content()))
-    return tmp_path
-
-
-@pytest.fixture
-def voc(tmp_path):
-    objects = """<object><name>dog</name><difficult>0</difficult>
-        <bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>30</ymax></bndbox></object>
-        <object><name>cat</name><difficult>1</difficult>
-        <bndbox><xmin>5</xmin><ymin>5</ymin><xmax>6.0</xmax><ymax>9</ymax></bndbox></object>"""
-    (tmp_path / "Annotations").mkdir()
-    for name in ("one", "two"):
-        (tmp_path / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
-        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
-    lists = tmp_path / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("one\n")
-    (lists / "val.txt").write_text("two\n")
-    return tmp_path
-
-
-def write(root, content):
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-
-
-# -- COCO ------------------------------------------------------------------------------------------------------------
-
-
-def test_coco_boxes_labels_crowd_and_area(coco):
-    data = open_detection(coco, "train")
-    assert data.labels == ["dog", "cup"] and data.category_ids == [5, 90]
-    item = data[1]
-    assert item["id"] == 3 and item["image"].shape == (3, 30, 40)
-    assert item["boxes"].tolist() == [[1, 2, 11, 7], [0, 0, 4, 4]]  # the box without width is dropped
-    assert item["labels"].tolist() == [1, 0]
-    assert item["area"].tolist() == [33.5, 16.0]
-    crowd = data[0]
-    assert crowd["crowd"].tolist() == [True]
-    assert crowd["boxes"].tolist() == [[30, 20, 40, 30]]  # cut to the image
-
-
-def test_coco_image_without_objects_is_an_empty_sample(coco):
-    item = open_detection(coco, "train")[2]
-    assert item["boxes"].shape == (0, 4) and item["labels"].dtype == torch.int64
-
-
-def test_coco_export_with_annotations_beside_the_images(coco):
-    (coco / "valid").mkdir()
-    (coco / "valid" / "_annotations.coco.json").write_text(json.dumps(coco_content()))
-    assert len(open_detection(coco, "test")) == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda c: c["annotations"][0].pop("bbox"), "annotation 1: has no 'bbox'"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1: bbox [1, 2, 3]"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "annotation 1: bbox"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "annotation 1: bbox"),
-        (lambda c: c["annotations"][1].update(category_id=6), "annotation 2: category_id 6"),
-        (lambda c: c["annotations"][1].update(image_id=[7]), "annotation 2: image_id [7]"),
-        (lambda c: c["annotations"].append("x"), "annotation number 5: is 'x'"),
-        (lambda c: c["images"][0].pop("file_name"), "file_name"),
-        (lambda c: c["images"][0].update(id=3), "two image entries"),
-        (lambda c: c.pop("categories"), "has no list 'categories'"),
-        (lambda c: c.update(images=[], annotations=[]), "lists no images"),
-    ],
+from paperzoo.tasks.detection import (
+    Collate,
+    Config,
+    Detection,
+    Mosaics,
+    Prepared,
+    at_side,
+    coco_numbers,
+    drawn,
+    resized,
+    to_network,
 )
-def test_coco_mistake_is_named(coco, change, words):
-    content = coco_content()
-    change(content)
-    write(coco, content)
-    with pytest.raises(DataError) as caught:
-        open_detection(coco, "train")
-    assert words in str(caught.value) and "instances_train2017.json" in str(caught.value)
-
-
-def test_coco_file_that_is_no_json_names_the_line(coco):
-    (coco / "annotations" / "instances_train2017.json").write_text('{"images": [\n,')
-    with pytest.raises(DataError, match="line 2"):
-        open_detection(coco, "train")
-
-
-def test_coco_broken_missing_and_mis_sized_pictures_raise_when_asked_for(coco):
-    data = open_detection(coco, "train")
-    (coco / "train2017" / "a.png").write_bytes(b"no picture")
-    (coco / "train2017" / "b.png").unlink()
-    picture(coco / "train2017" / "empty.png", 30, 40)
-    for row, name in ((0, "b.png"), (1, "a.png"), (2, "empty.png")):
-        with pytest.raises(DataError, match=name):
-            data[row]
-
-
-@pytest.mark.parametrize("place", ["missing", "annotations"])
-def test_folder_that_is_no_data_set(coco, place):
-    with pytest.raises(DataError, match=place):
-        open_detection(coco / place, "train")
-
-
-def test_coco_split_that_is_not_there(coco):
-    with pytest.raises(DataError, match="instances_val"):
-        open_detection(coco, "test")
-
-
-def test_unknown_split():
-    with pytest.raises(PaperZooError, match="train or test"):
-        open_detection("digit_scenes", "half")
-
-
-# -- Pascal VOC ------------------------------------------------------------------------------------------------------
-
-
-def test_voc_counts_from_one_and_marks_difficult(voc):
-    data = open_detection(voc, "train")
-    assert data.names == ["one"] and data.labels[11] == "dog" and len(data.labels) == 20
-    item = data[0]
-    assert item["boxes"].tolist() == [[0, 1, 10, 30], [4, 4, 6, 9]]
-    assert [data.labels[k] for k in item["labels"]] == ["dog", "cat"]
-    assert item["crowd"].tolist() == [False, True]
-    assert open_detection(voc, "test").names == ["two"]
-
-
-def test_voc_own_classes_are_found(voc):
-    (voc / "Annotations" / "two.xml").write_text("<annotation><object><name>crab</name></object></annotation>")
-    data = VocDetection(voc, ["one", "two"], None)
-    assert data.labels == ["cat", "crab", "dog"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("<annotation><object>", "is no XML"),
-        ("<annotation><object><name>dog</name></object></annotation>", "no bndbox"),
-        ("<annotation><object><name>yeti</name></object></annotation>", "yeti"),
-        (
-            "<annotation><object><name>dog</name><bndbox><xmin>9</xmin><ymin>1</ymin><xmax>2</xmax><ymax>3</ymax></bndbox>"
-            "</object></annotation>",
-            "no box",
-        ),
-    ],
-)
-def test_voc_mistake_is_named(voc, text, words):
-    (voc / "Annotations" / "one.xml").write_text(text)
-    with pytest.raises(DataError, match=words) as caught:
-        VocDetection(voc, ["one"], ["dog", "cat"])[0]
-    assert "one.xml" in str(caught.value)
-
-
-# -- digit scenes ----------------------------------------------------------------------------------------------------
-
-
-def test_scenes_boxes_are_tight_around_masks():
-    for scene in digit_scenes(20, size=64, seed=3):
-        inclusive = masks_to_boxes(scene["masks"])
-        assert torch.equal(scene["boxes"], inclusive + torch.tensor([0, 0, 1, 1]))
-        assert len(scene["labels"]) == len(scene["boxes"]) >= 1
-        assert scene["masks"].sum(0).max() == 1  # no pixel belongs to two digits
-
-
-def test_scenes_follow_from_the_seed_and_do_not_depend_on_the_count():
-    few, many = digit_scenes(3, size=64, seed=5), digit_scenes(70, size=64, seed=5)
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(few, many[:3], strict=True))
-    assert not torch.equal(few[0]["image"], digit_scenes(1, size=64, seed=6)[0]["image"])
-
-
-def test_scenes_splits_share_no_scan():
-    train, test = digit_scans("train")[0], digit_scans("test")[0]
-    assert len(train) + len(test) == 1797
-    same = (train.flatten(1)[:, None] == test.flatten(1)[None]).all(-1)
-    assert not same.any()
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"size": 8}, {"split": "all"}, {"scale": (0.5, 0.2)}, {"max_objects": 0}]
-)
-def test_scenes_refuse(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        digit_scenes(**{"count": 1} | wrong)
-
+from test_detection_data import Half, Shapes, coco, yolo  # noqa: F401
 
 # -- boxes -----------------------------------------------------------------------------------------------------------
 
@@ -334,13 +138,6 @@ def test_padding():
 # -- the task --------------------------------------------------------------------------------------------------------
 
 
-class Half:
-    """Just enough of a recipe for `Prepared`."""
-
-    config = Config(image_sizes=(60, 60), longest_side=70, augment="flip")
-    facts = {"labels": ["dog", "cup"], "mean": [0.5] * 3, "deviation": [0.5] * 3}
-
-
 def test_samples_leave_crowds_out_of_learning_and_keep_them_for_evaluation(coco):
     data = open_detection(coco, "train")
     learn, judge = Prepared(data, Half, train=True)[0], Prepared(data, Half, train=False)[0]
@@ -374,9 +171,89 @@ def test_square_resizing():
     assert resized(torch.rand(3, 30, 40), "square", 64, 999).shape == (3, 64, 64)
 
 
+def test_without_augmentation_samples_are_as_the_transforms_would_leave_them(coco):
+    from torchvision.transforms import v2
+
+    from paperzoo.tasks.detection import augmentation
+
+    content = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
+    small = content["annotations"][2] | {"id": 9, "bbox": [3, 3, 0.5, 4]}
+    content["annotations"] += [small, small | {"id": 10, "bbox": [7, 7, 1, 1]}]
+    (coco / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    plain = type("Plain", (Half,), {"config": Config(image_sizes=(60,), longest_side=70, augment="none")})
+    data = Prepared(open_detection(coco, "train"), plain, train=True)
+    short = [data[i] for i in range(3)]
+    data.config = type("Slow", (), vars(plain.config) | {"augment": "as the transforms"})
+    data.transform = v2.Compose(augmentation("none"))
+    for a, b in zip(short, (data[i] for i in range(3)), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("image", "boxes", "labels"))
+    assert len(short[1]["boxes"]) == 3  # the box of half a pixel is gone, that of one pixel is not
+
+
 def test_normalisation_is_before_padding():
     image = to_network(torch.full((3, 30, 40), 255, dtype=torch.uint8), Half.config, Half.facts)
     torch.testing.assert_close(image, torch.ones_like(image))
+
+
+def test_batch_of_images_without_any_object_can_be_collated(coco):
+    data = Prepared(open_detection(coco, "train"), Half, train=True)
+    batch = Collate(32)([data[2], data[2]])
+    assert [t["boxes"].shape for t in batch["targets"]] == [(0, 4)] * 2
+    assert at_side(batch, 32)["targets"][0]["boxes"].shape == (0, 4)
+
+
+def test_batch_at_another_side():
+    images, boxes = torch.zeros(2, 3, 64, 128), torch.tensor([[0.0, 0, 128, 64]])
+    batch = {"images": images, "sizes": torch.tensor([[64, 128], [32, 100]]), "targets": [{"boxes": boxes}] * 2}
+    small = at_side(batch, 64)
+    assert small["images"].shape == (2, 3, 32, 64) and small["sizes"].tolist() == [[32, 64], [16, 50]]
+    assert small["targets"][1]["boxes"].tolist() == [[0, 0, 64, 32]]
+
+
+def test_mosaics_are_square_have_boxes_inside_and_pass_empty_images():
+    torch.manual_seed(0)
+    plain = Prepared(open_detection("shape_scenes", "train", count=64, size=64), Shapes, train=True)
+    data = Mosaics(plain, share=1.0, mixed=0.5, scale=(0.5, 1.5))
+    counts = []
+    for i in range(24):
+        sample = data[i]
+        assert sample["image"].shape == (3, 64, 64) and sample["image"].isfinite().all()
+        boxes = sample["boxes"]
+        assert bool((boxes >= 0).all()) and bool((boxes <= 64).all()) and bool((boxes[:, 2:] > boxes[:, :2]).all())
+        assert len(sample["labels"]) == len(boxes)
+        counts.append(len(boxes))
+    assert max(counts) > 4  # more than any scene has
+
+
+def test_without_mosaics_the_samples_are_the_plain_ones():
+    plain = Prepared(open_detection("shape_scenes", "train", count=4, size=64), Shapes, train=True)
+    torch.manual_seed(0)
+    torch.rand(())
+    expected = plain[1]["image"]
+    torch.manual_seed(0)
+    assert torch.equal(Mosaics(plain, share=0.0, mixed=1.0, scale=(0.5, 1.5))[1]["image"], expected)
+
+
+def test_crowds_are_ignored_in_evaluation():
+    from paperzoo.tasks.detection import DetectionRecipe
+
+    one, crowd = [10.0, 10, 20, 20], [40.0, 40, 90, 90]
+    inside = [[x, x, x + 10.0, x + 10.0] for x in range(41, 80, 8)]
+    found = [
+        {"boxes": torch.tensor([*inside, one]), "scores": torch.linspace(1, 0.5, 6), "labels": torch.zeros(6).long()}
+    ]
+    values = {}
+    for flag in (0, 1):
+        truth = {
+            "boxes": torch.tensor([one, crowd]),
+            "labels": torch.zeros(2).long(),
+            "iscrowd": torch.tensor([0, flag]),
+        }
+        recipe = type("Bare", (), {"runtime": type("Here", (), {"device": "cpu"})})()
+        metric = DetectionRecipe.metric(recipe)
+        metric.update(found, [truth | {"area": torch.tensor([100.0, 2500.0])}])
+        values[flag] = coco_numbers(metric.compute())["mAP"]
+    assert values[1] == pytest.approx(1.0) and values[0] < 0.2
 
 
 def test_perfect_detections_have_full_precision_and_wrong_ones_none():
@@ -449,3 +326,54 @@ def test_recipe_of_coco_data_ends_to_end(coco, tiny):
     recipe = type(tiny)(replace(tiny.config, data=str(coco), batch_size=2), tiny.runtime)
     assert recipe.facts["labels"] == ["dog", "cup"]
     assert recipe.step(recipe.batch())["loss"].isfinite()
+
+
+def test_recipe_of_yolo_data_learns_with_mosaics_and_ends_plain(yolo, tiny):
+    from dataclasses import replace
+
+    config = replace(
+        tiny.config, data=str(yolo), batch_size=2, steps=2, plain_steps=1, augment="mosaic_mixup", scenes=1
+    )
+    recipe = type(tiny)(replace(config, batch_sizes=(32, 96)), tiny.runtime)
+    tiny.runtime.step = 0
+    sides = {recipe.batch()["images"].shape[-1]}
+    assert recipe.step(recipe.batch())["loss"].isfinite() and sides <= {32, 96}
+    tiny.runtime.step = 1
+    try:
+        assert recipe.plain and recipe.batch()["images"].shape[-1] not in (32,)
+    finally:
+        tiny.runtime.step = 0
+
+
+def test_side_of_a_batch_is_kept_for_so_many_steps(tiny):
+    from dataclasses import replace
+
+    config = replace(tiny.config, batch_size=1, steps=100, batch_sizes=(32, 64, 96), batch_sizes_every=3)
+    recipe, sides = type(tiny)(config, tiny.runtime), []
+    for step in range(18):
+        tiny.runtime.step = step
+        sides.append(recipe.batch()["images"].shape[-1])
+    tiny.runtime.step = 0
+    assert all(len(set(sides[k : k + 3])) == 1 for k in range(0, 18, 3)) and len(set(sides)) > 1
+
+
+def test_arguments_of_the_model_are_handed_on_and_stored(tiny):
+    from dataclasses import replace
+
+    from paperzoo.engine.configure import dump, restore
+
+    config = replace(tiny.config, model_arguments={"score_threshold": 0.25})
+    recipe = type(tiny)(config, tiny.runtime)
+    assert recipe.model.score_threshold == 0.25
+    assert recipe.model.paperzoo["arguments"] == {"num_classes": 10, "score_threshold": 0.25}
+    assert restore(type(config), dump(config)) == config
+    again = type(tiny)(restore(type(config), dump(config)), tiny.runtime, facts=recipe.facts)
+    assert again.model.score_threshold == 0.25
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"num_classes": 3}, "num_classes"), ({"colour": "red"}, "colour")])
+def test_wrong_arguments_of_the_model_are_named(tiny, arguments, words):
+    from dataclasses import replace
+
+    with pytest.raises(PaperZooError, match=words):
+        type(tiny)(replace(tiny.config, model_arguments=arguments), tiny.runtime)

@@ -1,8 +1,10 @@
-"""Detection data: COCO's annotation files, Pascal VOC's XML, and the embedded digit scenes.
+"""Detection data: COCO's annotation files, Pascal VOC's XML, YOLO's text files, and the embedded scenes.
 
     open_detection("digit_scenes", "train")      digits over photographs, always there
+    open_detection("shape_scenes", "train")      circles, stars, … over photographs, with crowds and empty pictures
     open_detection("path/to/coco", "train")      annotations/instances_train2017.json and train2017/, or train/_annotations.coco.json
     open_detection("path/to/VOC2012", "test")    Annotations/*.xml, JPEGImages/ and ImageSets/Main/*.txt
+    open_detection("path/to/data.yaml", "train") YOLO's text files, images/… beside labels/…; or the folder with data.yaml
     open_detection("coco", "train")              a folder of this name under $PAPERZOO_DATA or ~/.cache/paperzoo/data
     CocoDetection("boxes.json", "images/")       any other place
 
@@ -256,7 +258,7 @@ def open_detection(data: str | Path, split: str = "train", **options: Any) -> De
     """The detection data of a split, "train" or "test"; see the module's docstring for what `data` may be.
 
     Args:
-        options: of `digit_scenes`, where that is the data.
+        options: of `digit_scenes` or `shape_scenes`, where that is the data.
 
     Raises:
         DataError: if the place is missing or its layout is not known.
@@ -265,13 +267,24 @@ def open_detection(data: str | Path, split: str = "train", **options: Any) -> De
         raise PaperZooError(f"split '{split}' is not known; it is train or test")
     if str(data) == "digit_scenes":
         return DigitScenes(split, **options)
+    if str(data) == "shape_scenes":
+        from paperzoo.data.shape_scenes import ShapeScenes
+
+        return ShapeScenes(split, **options)
     from paperzoo.data.images import data_folder
 
     root = Path(data).expanduser()
-    if not root.is_dir() and len(root.parts) == 1:
+    if not root.exists() and len(root.parts) == 1:
         root = data_folder() / root
+    files = [root] if root.suffix.lower() in (".yaml", ".yml") else [root / name for name in ("data.yaml", "data.yml")]
+    file = next((f for f in files if f.is_file()), None)
+    if file is not None:
+        from paperzoo.data.yolo_text import open_yolo
+
+        return open_yolo(file, split)
     if not root.is_dir():
-        raise DataError(root, "no such folder; give digit_scenes, or a folder in COCO's or Pascal VOC's layout")
+        known = "digit_scenes, shape_scenes, or a folder in COCO's, Pascal VOC's or YOLO's (data.yaml) layout"
+        raise DataError(root, f"no such folder; give {known}")
     if (root / "Annotations").is_dir():
         return open_voc(root, split)
     return open_coco(root, split)
@@ -295,9 +308,8 @@ def open_coco(root: Path, split: str) -> CocoDetection:
                 )
             return CocoDetection(file, folder)
     looked = " or ".join(f"annotations/instances_{name}*.json" for name in SPLITS[split][:2])
-    raise DataError(
-        root, f"no annotations for the split '{split}'; looked for {looked}, {SPLITS[split][0]}/_annotations.coco.json"
-    )
+    looked += f", {SPLITS[split][0]}/_annotations.coco.json, Annotations/*.xml (Pascal VOC), data.yaml (YOLO)"
+    raise DataError(root, f"no annotations for the split '{split}'; looked for {looked}")
 
 
 def open_voc(root: Path, split: str) -> VocDetection:

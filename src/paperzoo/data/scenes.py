@@ -31,7 +31,7 @@ PHOTOGRAPHS = (
 )
 """Colour photographs whose files lie inside the scikit-image package itself."""
 
-_CHUNK = 64  # scenes that are drawn together; a longer list starts with the same scenes as a shorter one
+CHUNK = 64  # scenes that are drawn together; a longer list starts with the same scenes as a shorter one
 _TRIES = 12  # places that are tried for each digit
 _TRAIN_SCANS = 0.8
 _TRAIN_COLUMNS = 0.7
@@ -103,7 +103,7 @@ def digit_scenes(
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale is {scale}; it must be (smallest, largest) with 0 < smallest <= largest <= 1")
     scenes: list[dict[str, Tensor]] = []
-    for chunk in range(-(-count // _CHUNK)):
+    for chunk in range(-(-count // CHUNK)):
         scenes += _scenes(chunk, size, seed, max_objects, split, (float(scale[0]), float(scale[1])))
     return scenes[:count]
 
@@ -118,16 +118,16 @@ def _scenes(
     chunk: int, size: int, seed: int, max_objects: int, split: str, scale: tuple[float, float]
 ) -> list[dict[str, Tensor]]:
     rng = torch.Generator().manual_seed((seed * 100_003 + chunk) * 2 + (split == "test"))
-    images = _backgrounds(size, split, rng)  # (B, 3, S, S) float in [0, 1]
+    images = backgrounds(size, split, rng)  # (B, 3, S, S) float in [0, 1]
     scans, digits = digit_scans(split)
-    wanted = torch.randint(1, max_objects + 1, (_CHUNK,), generator=rng)
+    wanted = torch.randint(1, max_objects + 1, (CHUNK,), generator=rng)
     masks: list[Tensor] = []
     labels: list[Tensor] = []
-    taken = torch.zeros(_CHUNK, 0, 4)
+    taken = torch.zeros(CHUNK, 0, 4)
     for slot in range(max_objects):
-        rows = torch.randint(len(scans), (_CHUNK,), generator=rng)
+        rows = torch.randint(len(scans), (CHUNK,), generator=rng)
         centre, side, free = _places(taken, size, scale, rng)
-        angle = (torch.rand(_CHUNK, generator=rng) - 0.5) * 0.5  # +- 14 degrees
+        angle = (torch.rand(CHUNK, generator=rng) - 0.5) * 0.5  # +- 14 degrees
         ink = _paste(scans[rows], centre, side, angle, size)  # (B, S, S)
         ink = ink * ((slot < wanted) & free)[:, None, None]
         images = _tint(images, ink, rng)
@@ -138,7 +138,7 @@ def _scenes(
         square[~((slot < wanted) & free)] = 2.0 * size  # takes no place
         taken = torch.cat([taken, square[:, None]], dim=1)
     every_mask, every_label = torch.stack(masks, 1), torch.stack(labels, 1)  # (B, M, S, S), (B, M)
-    every_box, alive = _boxes_around(every_mask)
+    every_box, alive = boxes_around(every_mask)
     finished = (images * 255).round().to(torch.uint8)
     return [
         {
@@ -147,16 +147,16 @@ def _scenes(
             "labels": every_label[i, alive[i]],
             "masks": every_mask[i, alive[i]],
         }
-        for i in range(_CHUNK)
+        for i in range(CHUNK)
     ]
 
 
-def _backgrounds(size: int, split: str, rng: torch.Generator) -> Tensor:
-    """Random square crops of the photographs, resized: (B, 3, S, S) in [0, 1]."""
-    which = torch.randint(len(photographs()), (_CHUNK,), generator=rng)
-    corner, extent = torch.rand(_CHUNK, 2, generator=rng), torch.rand(_CHUNK, generator=rng)
-    flip, gain = torch.rand(_CHUNK, generator=rng) < 0.5, 0.6 + 0.4 * torch.rand(_CHUNK, generator=rng)
-    out = torch.empty(_CHUNK, 3, size, size)
+def backgrounds(size: int, split: str, rng: torch.Generator) -> Tensor:
+    """Random square crops of the split's parts of the photographs, resized: (64, 3, S, S) in [0, 1]."""
+    which = torch.randint(len(photographs()), (CHUNK,), generator=rng)
+    corner, extent = torch.rand(CHUNK, 2, generator=rng), torch.rand(CHUNK, generator=rng)
+    flip, gain = torch.rand(CHUNK, generator=rng) < 0.5, 0.6 + 0.4 * torch.rand(CHUNK, generator=rng)
+    out = torch.empty(CHUNK, 3, size, size)
     for i, photograph in enumerate(photographs()):
         rows = (which == i).nonzero()[:, 0]
         if not len(rows):
@@ -182,13 +182,13 @@ def _places(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each scene a free square: centres (B, 2), sides (B,), and whether a free place was found (B,)."""
     low, high = (torch.tensor(s).log() for s in scale)
-    side = size * (low + (high - low) * torch.rand(_CHUNK, _TRIES, generator=rng)).exp()
-    centre = side[..., None] / 2 + torch.rand(_CHUNK, _TRIES, 2, generator=rng) * (size - side[..., None])
+    side = size * (low + (high - low) * torch.rand(CHUNK, _TRIES, generator=rng)).exp()
+    centre = side[..., None] / 2 + torch.rand(CHUNK, _TRIES, 2, generator=rng) * (size - side[..., None])
     low_corner, high_corner = centre - side[..., None] / 2, centre + side[..., None] / 2  # (B, T, 2)
     apart = (low_corner[:, :, None] >= taken[:, None, :, 2:]) | (high_corner[:, :, None] <= taken[:, None, :, :2])
     free = apart.any(-1).all(-1)  # (B, T)
     first = free.float().argmax(1)  # the first free try; the first try where there is none
-    rows = torch.arange(_CHUNK)
+    rows = torch.arange(CHUNK)
     return centre[rows, first], side[rows, first], free[rows, first]
 
 
@@ -206,7 +206,7 @@ def _paste(scans: Tensor, centre: Tensor, side: Tensor, angle: Tensor, size: int
 def _tint(images: Tensor, ink: Tensor, rng: torch.Generator) -> Tensor:
     """Paint the ink in a random colour that is clearly lighter or darker than what lies under it."""
     under = (images.mean(1) * ink).sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)  # (B,) brightness
-    colour = torch.rand(_CHUNK, 3, generator=rng)
+    colour = torch.rand(CHUNK, 3, generator=rng)
     wanted = torch.where(under < 0.5, under + 0.4, under - 0.4)
     # the colour keeps its hue and is moved to the wanted brightness, or beyond
     beyond = torch.where(under < 0.5, torch.maximum(wanted, colour.mean(1)), torch.minimum(wanted, colour.mean(1)))
@@ -214,7 +214,7 @@ def _tint(images: Tensor, ink: Tensor, rng: torch.Generator) -> Tensor:
     return images + ink[:, None] * (colour[:, :, None, None] - images)
 
 
-def _boxes_around(masks: Tensor) -> tuple[Tensor, Tensor]:
+def boxes_around(masks: Tensor) -> tuple[Tensor, Tensor]:
     """Masks (B, M, S, S) -> tight boxes (B, M, 4), and which masks have any ink (B, M)."""
     size = masks.shape[-1]
     columns, rows = masks.any(2), masks.any(3)  # (B, M, S) each

@@ -23,19 +23,16 @@ A prediction is a `Detection`, in pixels of the image that was given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from paperzoo.blocks.boxes import pad_images
 from paperzoo.data.coco import DetectionData, open_detection
@@ -43,11 +40,45 @@ from paperzoo.data.images import to_image
 from paperzoo.engine.models import create
 from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
-from paperzoo.errors import DataError, PaperZooError
+from paperzoo.errors import PaperZooError
 from paperzoo.tasks import browser
 from paperzoo.tasks.classification import IMAGENET, Count, Fraction, Positive
+from paperzoo.tasks.detection_samples import (
+    Augment,
+    Collate,
+    Mosaics,
+    Prepared,
+    at_side,
+    augmentation,
+    relabelled,
+    resized,
+    scale,
+    to_network,
+)
 from paperzoo.tasks.training import learning_rate_factor, make_optimizer
 
+__all__ = [
+    "Augment",
+    "COLOURS",
+    "Collate",
+    "Config",
+    "Detection",
+    "DetectionRecipe",
+    "Mosaics",
+    "Prepared",
+    "answer",
+    "at_side",
+    "augmentation",
+    "batch_norms",
+    "coco_numbers",
+    "drawn",
+    "relabelled",
+    "resized",
+    "scale",
+    "to_network",
+]
+
+SCENES = ("digit_scenes", "shape_scenes")
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#000075", "#f032e6")
 
 
@@ -71,17 +102,26 @@ class Config:
     """The default recipe: gradient descent on the sum of the detector's losses. Batch of 16, 90,000 steps is COCO's "1x"."""
 
     model: str = "retinanet_resnet50_fpn"
+    model_arguments: dict[str, str | int | float | bool] = field(
+        default_factory=dict
+    )  # more of what its function takes
     data: str = "digit_scenes"
-    scenes: Count = 512  # how many scenes to learn from, their pixels and digits: only for digit_scenes
+    scenes: Count = (
+        512  # how many scenes to learn from, their pixels and objects: only for digit_scenes and shape_scenes
+    )
     scene_size: Count = 96
     scene_objects: Count = 4
     scene_scale: tuple[float, float] = (0.2, 0.45)
     resize: Literal["shortest", "square"] = "shortest"  # the shortest side to image_sizes, or both sides
-    image_sizes: tuple[Count, ...] = (800,)  # drawn from while learning; the last one is for evaluation
+    image_sizes: tuple[Count, ...] = (800,)  # drawn from for each image while learning; the last one is for evaluation
     longest_side: Count = 1333  # with "shortest": no side is longer
     multiple: Count = 32  # images are padded to a multiple of it
     normalise: Literal["imagenet", "none"] = "imagenet"
-    augment: Literal["none", "colour", "flip", "ssd"] = "flip"
+    augment: Augment = "flip"
+    mosaic_scale: tuple[float, float] = (0.5, 1.5)  # a mosaic's random enlargement
+    plain_steps: Annotated[int, Field(ge=0)] = 0  # the last steps, without mosaics and in one size
+    batch_sizes: tuple[Count, ...] = ()  # the longer side that a step's batch is resized to; none: as it is
+    batch_sizes_every: Count = 1  # drawn anew after so many steps
     weights: str | None = None  # start from these weights of the whole detector
     backbone_weights: str | None = None  # or from a classifier's
     freeze: tuple[str, ...] = ()  # parameters whose names begin so do not learn
@@ -104,109 +144,11 @@ class Config:
     workers: Annotated[int, Field(ge=0)] = 0
 
 
-def augmentation(kind: str) -> list[nn.Module]:
-    """The random transforms of an augmentation's name, on a dict of tv_tensors."""
-    flip = v2.RandomHorizontalFlip()
-    # the patched-in border of RandomZoomOut is grey, ImageNet's mean
-    ssd = [v2.RandomPhotometricDistort(), v2.RandomZoomOut(fill=(123, 116, 103)), v2.RandomIoUCrop(), flip]
-    kinds = {"none": [], "colour": [v2.RandomPhotometricDistort()], "flip": [flip], "ssd": ssd}
-    return [*kinds[kind], v2.SanitizeBoundingBoxes(min_size=1)]
-
-
-def resized(image: Tensor, shape: str, size: int, longest: int) -> Tensor:
-    """A float image (3, H, W), bilinearly resized as torchvision's detectors do it.
-
-    Args:
-        shape: "shortest": by one factor, so that the shortest side becomes `size` but no side longer than `longest`;
-            "square": both sides to `size`.
-    """
-    height, width = image.shape[1:]
-    if shape == "square":
-        return image if height == width == size else F.interpolate(image[None], (size, size), mode="bilinear")[0]
-    factor = min(size / min(height, width), longest / max(height, width))
-    if factor == 1.0:
-        return image
-    return F.interpolate(image[None], scale_factor=factor, mode="bilinear", recompute_scale_factor=True)[0]
-
-
-class Prepared(Dataset):
-    """A detection data set as the network sees it: random transforms and a random size to learn from, or neither."""
-
-    def __init__(self, data: DetectionData, recipe: DetectionRecipe, train: bool) -> None:
-        self.data, self.config, self.facts, self.train = data, recipe.config, recipe.facts, train
-        self.transform = v2.Compose(augmentation(self.config.augment)) if train else None
-        self.labels = torch.tensor(relabelled(data, recipe.facts["labels"]))
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict:
-        item = self.data[index]
-        labels = self.labels[item["labels"]]
-        if not self.train:
-            truth = {"boxes": item["boxes"], "labels": labels, "iscrowd": item["crowd"].long(), "area": item["area"]}
-            image = to_network(item["image"], self.config, self.facts)
-            return {"image": image, "truth": truth | {"size": torch.tensor(item["image"].shape[1:])}}
-        solid = ~item["crowd"]
-        size = tuple(item["image"].shape[1:])
-        sample = {
-            "image": tv_tensors.Image(item["image"]),
-            "boxes": tv_tensors.BoundingBoxes(item["boxes"][solid], format="XYXY", canvas_size=size),
-            "labels": labels[solid],
-        }
-        sample = self.transform(sample)
-        choice = int(torch.randint(len(self.config.image_sizes), ()))
-        picture, boxes = sample["image"].as_subclass(Tensor), sample["boxes"].as_subclass(Tensor).float()
-        image = to_network(picture, self.config, self.facts, self.config.image_sizes[choice])
-        return {"image": image, "boxes": boxes * scale(picture, image), "labels": sample["labels"]}
-
-
-def to_network(image: Tensor, config: Any, facts: dict, size: int | None = None) -> Tensor:
-    """A uint8 image (3, H, W), normalised and resized: float32 (3, h, w)."""
-    mean, deviation = (torch.tensor(facts[key])[:, None, None] for key in ("mean", "deviation"))
-    image = (image.float() / 255 - mean) / deviation
-    return resized(image, config.resize, config.image_sizes[-1] if size is None else size, config.longest_side)
-
-
-def scale(before: Tensor, after: Tensor) -> Tensor:
-    """What boxes are multiplied with, (4,), when an image (3, H, W) becomes one (3, h, w)."""
-    return torch.tensor([after.shape[2] / before.shape[2], after.shape[1] / before.shape[1]]).repeat(2)
-
-
-def relabelled(data: DetectionData, labels: Sequence[str]) -> list[int]:
-    """For each of the data's classes, its number among those that were learned.
-
-    Raises:
-        DataError: if the data has a class that was not learned.
-    """
-    for label in data.labels:
-        if label not in labels:
-            known = ", ".join(labels[:5])
-            raise DataError(
-                data.path(0),
-                f"the data has the class '{label}', which is not among the {len(labels)} learned: {known} …",
-            )
-    return [labels.index(label) for label in data.labels]
-
-
-class Collate:
-    """Samples of `Prepared` to a batch, as the module's docstring says."""
-
-    def __init__(self, multiple: int) -> None:
-        self.multiple = multiple
-
-    def __call__(self, samples: list[dict]) -> dict:
-        images = [s["image"] for s in samples]
-        batch = {"images": pad_images(images, self.multiple), "sizes": torch.tensor([x.shape[1:] for x in images])}
-        if "truth" in samples[0]:
-            return batch | {"truth": [s["truth"] for s in samples]}
-        return batch | {"targets": [{"boxes": s["boxes"], "labels": s["labels"]} for s in samples]}
-
-
 class DetectionRecipe(Recipe):
     """The task's default recipe. A detector with another way to learn overrides `step` or `train_data`."""
 
     config: Config
+    reads_images = True
     monitor = ("mAP", "max")
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
@@ -220,13 +162,20 @@ class DetectionRecipe(Recipe):
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.average = running_average(self.model, config.ema_decay)
 
+    def model_arguments(self) -> dict[str, Any]:
+        """What the model's function gets beside `num_classes`."""
+        return dict(self.config.model_arguments)
+
     def build(self) -> nn.Module:
         """The detector, for the data's classes, with what is frozen frozen."""
         config, classes = self.config, len(self.facts["labels"])
+        arguments = self.model_arguments()
+        if "num_classes" in arguments:
+            raise PaperZooError("model_arguments: num_classes is not chosen; it follows from the data")
         if config.weights is None:
-            model = create(config.model, num_classes=classes)
+            model = create(config.model, num_classes=classes, **arguments)
         else:
-            model = create(config.model, weights=config.weights)
+            model = create(config.model, weights=config.weights, **arguments)
             if model.num_classes != classes:
                 model.reset_classifier(classes)
                 model.paperzoo["arguments"]["num_classes"] = classes
@@ -257,7 +206,7 @@ class DetectionRecipe(Recipe):
     def open(self, split: str) -> DetectionData:
         """The raw data of a split."""
         c = self.config
-        if c.data != "digit_scenes":
+        if c.data not in SCENES:
             return open_detection(c.data, split)
         count = c.scenes if split == "train" else min(128, c.scenes)
         return open_detection(
@@ -279,8 +228,30 @@ class DetectionRecipe(Recipe):
             self.train_data, self.config.batch_size, workers=self.config.workers, collate=collate
         )
 
+    @cached_property
+    def mosaics(self):
+        c, (share, mixed) = self.config, self.mosaic_shares
+        data = Mosaics(self.train_data, share, mixed, c.mosaic_scale)
+        return self.runtime.batches(data, c.batch_size, workers=c.workers, collate=Collate(c.multiple))
+
+    @property
+    def mosaic_shares(self) -> tuple[float, float]:
+        """The share of mosaics among the samples, and of mixed ones among the mosaics."""
+        return {"mosaic": (1.0, 0.0), "mosaic_mixup": (1.0, 1.0)}.get(self.config.augment, (0.0, 0.0))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the steps without mosaics have begun."""
+        return self.runtime.step >= self.config.steps - self.config.plain_steps
+
     def batch(self) -> dict:
-        return self.batches.next()
+        source = self.batches if self.plain or self.mosaic_shares[0] == 0 else self.mosaics
+        batch, sides = source.next(), self.config.batch_sizes
+        if not sides or self.plain:
+            return batch
+        draw = self.runtime.key("side", self.runtime.position // self.config.batch_sizes_every, "all")
+        choice = torch.randint(len(sides), (), generator=torch.Generator().manual_seed(draw))
+        return at_side(batch, sides[int(choice)])
 
     # -- learning ------------------------------------------------------------------------------------------------
 

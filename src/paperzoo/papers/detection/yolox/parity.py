@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
+from paperzoo.blocks.mosaic import affine_matrix, fitted, mixup, mosaic, warp
 from paperzoo.engine.parity import Case
 from paperzoo.papers.detection.yolox.model import (
     YOLOX,
@@ -22,7 +23,6 @@ from paperzoo.papers.detection.yolox.model import (
     yolox_s,
     yolox_slim,
 )
-from paperzoo.papers.detection.yolox.technique import affine_matrix, fitted, mixup, mosaic, warp
 
 RELEASED = "numbers of the released code (commit 6ddff48), run with these weights"
 CANVAS = (64, 96)

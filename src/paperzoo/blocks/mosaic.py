@@ -1,4 +1,4 @@
-"""Mosaic and mixup for detection, as YOLOX uses them (sec. 2.1, "strong data augmentation"; mosaic from YOLOv4).
+"""Mosaic and mixup for detection, as YOLOX uses them (arXiv:2107.08430, sec. 2.1, "strong data augmentation"; mosaic from YOLOv4).
 
 A sample is a dict: "image" uint8 (3, H, W), "boxes" float32 (N, 4) as x1 y1 x2 y2 in its pixels, "labels" int64 (N,). What is
 drawn comes from torch's global generator. Sizes, ranges and the grey of 114 are the released code's; its images pass through
