@@ -184,7 +184,7 @@ def margin_cases() -> Iterator[Case]:
 
 
 def spread_cases() -> Iterator[Case]:
-    """On one process: the head that is made of parts, all of them here, equals the whole one. Two processes: tests/test_face_verification.py."""
+    """On one process: the head that is made of parts, all of them here, equals the whole one. Two processes: tests/test_face_heads.py."""
     for batch, classes, size in ((6, 11, 8), (3, 40, 16)):
         x, w, y = torch.randn(batch, size), torch.randn(classes, size), torch.randint(classes, (batch,))
         for name, margin in (("ArcFace", CombinedMargin()), ("CosFace", CombinedMargin(1.0, 0.0, 0.35))):
