@@ -250,7 +250,7 @@ class DecoderUnit(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """What the steps need of features (B, N, in_planes); V h is the same in all of them."""
-        zeros = features.new_zeros(len(features), self.state_size)
+        zeros = features.new_zeros(features.shape[0], self.state_size)
         state = {"features": features, "projected": self.attention_unit.xEmbed(features), "hidden": zeros}
         return state | ({"memory": zeros} if self.cell == "lstm" else {})
 
@@ -259,12 +259,14 @@ class DecoderUnit(nn.Module):
         weights = self.attention_unit(state["projected"], state["hidden"])
         glimpse = (weights[:, None] @ state["features"])[:, 0]
         inputs = torch.cat([self.tgt_embedding(tokens).to(glimpse.dtype), glimpse], 1)
+        # a single step, so the cell's function with the layer's parameters
+        rnn = self.lstm if self.cell == "lstm" else self.gru
+        parameters = (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)
         if self.cell == "lstm":
-            # a single step, so the cell's function with the layer's parameters
-            hidden, memory = torch.lstm_cell(inputs, (state["hidden"], state["memory"]), *self.lstm._flat_weights)
+            hidden, memory = torch.lstm_cell(inputs, (state["hidden"], state["memory"]), *parameters)
             state = state | {"hidden": hidden, "memory": memory}
         else:
-            hidden = torch.gru_cell(inputs, state["hidden"], *self.gru._flat_weights)
+            hidden = torch.gru_cell(inputs, state["hidden"], *parameters)
             state = state | {"hidden": hidden}
         return self.fc(hidden), state
 
@@ -287,7 +289,7 @@ class AttentionHead(nn.Module):
         return torch.stack(found, 1)
 
     def starts(self, features: Tensor) -> Tensor:
-        return torch.full((len(features),), self.num_classes + START, device=features.device)
+        return torch.full((features.shape[0],), self.num_classes + START, device=features.device)
 
     def greedy(self, features: Tensor, steps: int) -> Tensor:
         """Logits (B, steps, K + 3), each step given the most probable character before it."""

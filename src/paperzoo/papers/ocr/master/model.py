@@ -311,7 +311,7 @@ class MASTER(nn.Module):
         return {"cross_entropy": sequence_cross_entropy(logits, targets["tokens"], targets["lengths"], mean="tokens")}
 
     def starts(self, memory: Tensor) -> Tensor:
-        return torch.full((len(memory),), self.num_classes + START, device=memory.device)
+        return torch.full((memory.shape[0],), self.num_classes + START, device=memory.device)
 
     def decode(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return read_greedy(outputs, self.num_classes + END, self.num_classes + PAD)
