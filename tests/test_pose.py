@@ -536,22 +536,75 @@ def test_a_perfect_network_scores_one(top_down, monkeypatch):
     """The truth as heat maps, through decoding, crops and both metrics."""
     crops = top_down.test_data
     people_ = crops.data.people
+    assert len(people_) == len(crops) <= 32
 
     def truth(images, centre, scale):
-        size = top_down.config.image_size
-        rows = [
-            int((people_.boxes[:, :2].lt(c + 0.6) & people_.boxes[:, 2:].gt(c)).all(1).nonzero()[0]) for c in centre
-        ]
-        rows = [row for row in range(len(centre))] if len(centre) == len(people_) else rows
-        back = inverse(crop_matrix(centre, scale, torch.zeros(len(centre)), size))
-        places = apply(back, people_.keypoints[rows])
-        maps, _ = gaussian_heatmaps(places / 4, (people_.visible[rows] > 0).float(), (16, 16), 1.0, rounded=False)
+        """The test set is one batch, in order."""
+        size, matrix = (
+            top_down.config.image_size,
+            crop_matrix(centre, scale, torch.zeros(len(centre)), top_down.config.image_size),
+        )
+        places = apply(inverse(matrix), people_.keypoints)
+        maps, _ = gaussian_heatmaps(
+            places / 4, (people_.visible > 0).float(), (size[0] // 4, size[1] // 4), 1.0, rounded=False
+        )
         found, scores = top_down.decode(maps)
-        return apply(crop_matrix(centre, scale, torch.zeros(len(centre)), size), found), scores
+        return apply(matrix, found), scores
 
     monkeypatch.setattr(top_down, "poses", truth)
     metrics = top_down.evaluate("test")
     assert metrics["AP50"] > 0.99 and metrics["PCKh"] > 0.97
+
+
+def test_a_detector_gives_the_boxes(top_down, monkeypatch):
+    from paperzoo.tasks.detection import Detection
+    from paperzoo.tasks.pose_boxes import PersonDetector
+
+    boxes = [(10.0, 10.0, 50.0, 80.0), (5.0, 5.0, 20.0, 20.0), (30.0, 10.0, 60.0, 70.0)]
+    found = Detection(boxes, ["person", "dog", "person"], [0.9, 0.8, 0.3], [0, 1, 0])
+    detector = PersonDetector.__new__(PersonDetector)
+    detector.above = 0.2
+    detector.recipe = SimpleNamespace(facts={"labels": ["person", "dog"]}, predict=lambda images: [found])
+    monkeypatch.setitem(top_down.__dict__, "person_detector", detector)
+    image = top_down.open("test")[0]["image"]
+    result = top_down.predict([image])[0]
+    assert sorted(result.boxes) == [boxes[0], boxes[2]] and result.scores == sorted(result.scores, reverse=True)
+    detector.recipe.facts = {"labels": ["someone", "dog"]}
+    assert len(top_down.predict([image])[0].boxes) == 3
+
+
+@pytest.mark.parametrize(("backbone", "deconvolutions"), [("convnext_tiny", 3), ("resnet18", 3), ("vgg11", 3)])
+def test_the_simple_baseline_takes_any_classifier(backbone, deconvolutions):
+    from paperzoo import create
+
+    with torch.device("meta"):
+        network = create("simple_baseline", backbone=backbone, num_keypoints=5)
+        assert network(torch.empty(2, 3, 128, 96)).shape == (2, 5, 32, 24)
+    assert len(network.deconv_layers) == 3 * deconvolutions
+
+
+def test_mirrored_images_give_mirrored_people():
+    """A flip test of OpenPose averages maps that agree: the answer for the mirrored image is the mirrored answer."""
+    from paperzoo.catalog.cards import find
+    from paperzoo.engine.configure import configure
+    from paperzoo.engine.loop import Settings
+    from paperzoo.engine.run import build
+
+    paper = find("openpose_paf")
+    config = configure(paper.module("recipe").PRESETS["embedded"], {"figures": 4, "test_scales": [1.0, 1.5]})
+    recipe = build(paper, config, Settings(device="cpu"))
+    image = stick_figures(1, size=64)[0]["image"][None]
+    with torch.no_grad():
+        fields, maps = recipe.averaged(image)
+        other_fields, other_maps = recipe.averaged(image.flip(-1))
+    assert fields.shape == (1, 26, 64, 64) and maps.shape == (1, 15, 64, 64)
+    order = [*CROWDPOSE.flip, 14]
+    assert torch.allclose(other_maps.flip(-1)[:, order], maps, atol=1e-5)
+    back = other_fields.flip(-1)[:, recipe.mirrored_limbs()].clone()
+    back[:, ::2] *= -1
+    assert torch.allclose(back, fields, atol=1e-5)
+    batch = recipe.batch()
+    assert batch["keypoints"].shape[2:] == (14, 2) and batch["mask"].shape == (8, 64, 64)
 
 
 def test_the_field_of_a_limb_points_along_it():

@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 
 from paperzoo.data.coco import SPLITS, read_json
 from paperzoo.data.skeletons import CROWDPOSE, Skeleton, skeleton_of
-from paperzoo.errors import DataError, PaperZooError
+from paperzoo.errors import DataError, MissingExtra, PaperZooError
 
 BODY = 0.53
 """Where a person's area is missing: this part of the box, the usual share of a body in COCO."""
@@ -235,7 +235,10 @@ class CocoPoses(PoseData):
         segment = self.segments.get(row)
         if segment is None:
             return super().hidden(row, height, width)
-        from pycocotools import mask as rle
+        try:
+            from pycocotools import mask as rle
+        except ModuleNotFoundError:
+            raise MissingExtra("pycocotools", "detection", "reading segments of crowds") from None
 
         try:
             if isinstance(segment, list):  # polygons

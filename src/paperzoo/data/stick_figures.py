@@ -122,12 +122,14 @@ for _side in ("left", "right"):
         (f"{_side}_knee", f"{_side}_ankle", 0.036, 0.023, TROUSERS, 0.0),
         (f"{_side}_ankle", f"{_side}_toe", 0.026, 0.02, SHOES, 0.0),
     ]
-TORSO, HEAD_PARTS = slice(0, 5), slice(5, 9)
-_NEAR = {  # parts that a joint may be seen on, besides those that end in it
+TORSO, SKULL, LIMBS = slice(0, 5), 6, slice(9, None)
+_NEAR = {  # parts of the torso and the head that a joint may be seen on, besides those that end in it
     "neck": (0, 3, 5, 8),
     "top_head": (6, 7),
-    **{f"{s}_{j}": (0, 1, 2, 3) for s in ("left", "right") for j in ("shoulder",)},
-    **{f"{s}_hip": (1, 2, 3, 4) for s in ("left", "right")},
+    "left_shoulder": (0, 1, 2, 3),
+    "right_shoulder": (0, 1, 2, 3),
+    "left_hip": (1, 2, 3, 4),
+    "right_hip": (1, 2, 3, 4),
 }
 
 
@@ -161,7 +163,8 @@ class Figures:
         flat = lambda x: x[..., :2] @ turn.transpose(1, 2)  # noqa: E731
         depth = (self.a[..., 2] + self.b[..., 2]) / 2 + torch.tensor([part[5] for part in PARTS]) * front[:, 2:]
         depth[:, TORSO] += depth[:, TORSO].mean(1, keepdim=True) - (self.a + self.b)[:, TORSO, 2] / 2
-        self.order = (depth + torch.tensor([0.0] * 9 + [0.02] * (len(PARTS) - 9))).argsort(1)  # far parts first
+        depth[:, LIMBS] += 0.02  # a limb as deep as the torso lies on it
+        self.order = depth.argsort(1)  # far parts first
         self.a, self.b, self.joints = flat(self.a), flat(self.b), flat(joints)
         low = torch.minimum((self.a - self.ra[..., None]).amin(1), (self.b - self.rb[..., None]).amin(1))
         high = torch.maximum((self.a + self.ra[..., None]).amax(1), (self.b + self.rb[..., None]).amax(1))
@@ -170,14 +173,10 @@ class Figures:
         self.a, self.b, self.joints = place(self.a), place(self.b), place(self.joints)
         self.ra, self.rb = self.ra * scale[:, None], self.rb * scale[:, None]
         self.colours = clothes(n, rng)
-        skull = PARTS.index(("crown", "chin", 0.06, 0.05, HAIR, 0.0))
-        corner = [
-            torch.stack(
-                [self.a[:, skull] + s * self.ra[:, skull, None], self.b[:, skull] + s * self.rb[:, skull, None]]
-            )
-            for s in (-1, 1)
-        ]
-        self.head_size = 0.6 * (corner[1].amax(0) - corner[0].amin(0)).norm(dim=1)  # as MPII: 0.6 of its box's diagonal
+        ends = torch.stack([self.a[:, SKULL], self.b[:, SKULL]])  # (2, n, 2)
+        reach = torch.stack([self.ra[:, SKULL], self.rb[:, SKULL]])[..., None]
+        corner = (ends - reach).amin(0), (ends + reach).amax(0)
+        self.head_size = 0.6 * (corner[1] - corner[0]).norm(dim=1)  # as MPII: 0.6 of its box's diagonal
 
 
 def clothes(n: int, rng: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paperzoo.data.poses import PoseData
 from paperzoo.data.skeletons import Skeleton
+from paperzoo.errors import MissingExtra
 
 AP_NAMES = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
 
@@ -76,8 +77,11 @@ def oks_ap(found: Sequence[dict[str, Any]], data: PoseData) -> dict[str, float]:
     Returns:
         AP, AP50, …; those that there is nothing to measure for (COCO's -1) are left out.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ModuleNotFoundError:
+        raise MissingExtra("pycocotools", "detection", "AP over OKS") from None
 
     people, skeleton = data.people, data.skeleton
     annotations = []
