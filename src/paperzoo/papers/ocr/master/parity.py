@@ -48,7 +48,7 @@ def cases() -> Iterator[Case]:
             module.drop_rate = 0.0
     yield Case("a training step: loss and gradients", lambda m=model: training_step(m),
                lambda: {k.removeprefix("train."): v for k, v in converted(answers).items() if k.startswith("train.")}, (),
-               SOURCE, atol=1e-5)  # fmt: skip
+               SOURCE, rtol=1e-3, atol=2.5e-5, note="float32 on both sides, sums in other orders")  # fmt: skip
 
     # keys and values that are kept, against everything anew
     for seed, (depth, heads) in enumerate(((1, 1), (3, 4))):
