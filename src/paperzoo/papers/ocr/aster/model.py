@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperzoo.blocks.precision import full_precision
 from paperzoo.blocks.sequence_decoding import (
     END,
     PAD,
@@ -367,7 +368,7 @@ class ASTER(nn.Module):
     def rectify(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The straightened pictures (B, in_channels, 32, 100), and the control points."""
         points = self.stn_head(images)
-        with torch.autocast(images.device.type, enabled=False):  # reduced precision would move places by pixels
+        with full_precision(images):  # reduced precision would move places by pixels
             exact = points.to(torch.promote_types(points.dtype, torch.float32))
             grid = self.tps(2 * exact - 1, output_points(*self.output_size, exact))
         grid = grid.clamp(-1, 1).unflatten(1, self.output_size)
