@@ -153,10 +153,10 @@ def refuse_pickle(path: Path) -> ComposedQueries:
 
 @functools.cache
 def composed_shapes(split: str) -> ComposedQueries:
-    """1,500 scenes with four changes each to learn from. To test, 100 scenes with six changes each: whoever ignores the sentence has
+    """2,000 scenes with two changes each to learn from. To test, 100 scenes with six changes each: whoever ignores the sentence has
     six pictures that are equally near. All of them hold a combination of colour and shape that was never learned.
     """
-    scenes, each = (1500, 4) if split == "train" else (100, 6)
+    scenes, each = (2000, 2) if split == "train" else (100, 6)
     made = shape_grid.changes(split, scenes, each, most=3, colours=6)
     numbers: dict[shape_grid.Scene, int] = {}
     for one in made:

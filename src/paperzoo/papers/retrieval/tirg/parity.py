@@ -221,7 +221,9 @@ def cases() -> Iterator[Case]:
         )
     yield Case(
         "one learned scale: 4 at first, logits up to 16",
-        lambda: batch_softmax(*(ours.NormalizationLayer()(torch.eye(2, dtype=torch.float64)) for _ in range(2))).detach(),
+        lambda: batch_softmax(
+            *(ours.NormalizationLayer()(torch.eye(2, dtype=torch.float64)) for _ in range(2))
+        ).detach(),
         lambda: torch.tensor(math.log(1 + math.exp(-16.0)), dtype=torch.float64),
         (),
         "by hand: -log(e^16 / (e^16 + 1))",
