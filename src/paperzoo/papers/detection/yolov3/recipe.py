@@ -68,8 +68,8 @@ def data_anchors(recipe: detection.DetectionRecipe, most: int = 2000) -> list[li
         item = data[i]
         boxes = item["boxes"][~item["crowd"]] * network_scale(item["image"], recipe.config)
         sizes.append(boxes[:, 2:] - boxes[:, :2])
-    anchors = kmeans_anchors(torch.cat(sizes), 9).round(decimals=1)
-    return anchors.view(3, 3, 2).flip(0).tolist()
+    anchors = kmeans_anchors(torch.cat(sizes), 9).view(3, 3, 2).flip(0).tolist()
+    return [[[round(side, 1) for side in anchor] for anchor in level] for level in anchors]
 
 
 def network_scale(image: Tensor, config: Config) -> Tensor:
@@ -99,6 +99,7 @@ PRESETS = {
         schedule="cosine",
         warmup_steps=20,
         clip=10.0,
+        show_above=0.3,
     ),
     # sec. 2.1 to 2.4 and yolov3.cfg: 64 images a step, SGD of 0.001, a tenth of it after 400,000 and after 450,000 of 500,200 steps,
     # 1,000 of warm-up; the longer side is drawn anew every ten steps. Colours, crops and flips as mmdet's recipe, which the paper
