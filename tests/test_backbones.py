@@ -30,7 +30,8 @@ def picture(model: torch.nn.Module, channels: int = 3, more: int = 0) -> torch.T
     size = getattr(model, "image_size", None)
     if size:
         return torch.randn(2, channels, *((size, size) if isinstance(size, int) else size))
-    return torch.randn(2, channels, 64, 64 + more)
+    side = getattr(model, "smallest", 64)
+    return torch.randn(2, channels, side, side + more)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

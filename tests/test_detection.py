@@ -377,3 +377,23 @@ def test_wrong_arguments_of_the_model_are_named(tiny, arguments, words):
 
     with pytest.raises(PaperZooError, match=words):
         type(tiny)(replace(tiny.config, model_arguments=arguments), tiny.runtime)
+
+
+def test_proposals_in_another_order_are_aligned():
+    from paperzoo.papers.detection.faster_rcnn.model import FasterRCNN
+
+    generator = torch.Generator().manual_seed(0)
+    expected = [torch.rand(2, 100, 4, generator=generator) * 64, torch.rand(2, 100, 3, generator=generator)]
+    order = torch.randperm(100, generator=generator)
+    found = [a[:, order] + 1e-5 for a in expected]
+    for a, b in zip(expected, FasterRCNN.aligned(expected, found), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+
+
+def test_wrong_proposals_stay_wrong():
+    from paperzoo.papers.detection.faster_rcnn.model import FasterRCNN
+
+    expected = [torch.rand(2, 100, 4, generator=torch.Generator().manual_seed(0)) * 64]
+    found = [expected[0].clone()]
+    found[0][0, :5] += 3.0  # five of two hundred
+    assert (FasterRCNN.aligned(expected, found)[0] - expected[0]).abs().max() > 1

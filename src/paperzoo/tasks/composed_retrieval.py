@@ -295,7 +295,7 @@ class ComposedRecipe(RetrievalRecipe):
         truth = self.known.get(value, []) if isinstance(value, str) else []
         data = self.gallery().data
         right = [item in truth if truth else None for item in result.items]
-        return query_row(to_image(image), text, [data.image(i) for i in result.indices[:8]], right, result.distances)
+        return query_row(to_image(image), text, [data.image(i) for i in result.indices[:6]], right, result.distances)
 
     def figures(self) -> dict[str, Image.Image]:
         """Held-out queries with what was found."""

@@ -305,15 +305,15 @@ class RetrievalRecipe(ClassificationRecipe):
     def draw(self, value: Any, result: Neighbours) -> Image.Image:
         """The query, then what was found, framed in green or red where it is known whether they share a label."""
         truth = self.known.get(str(value), []) if isinstance(value, str | Path) else []
-        return self.drawn(to_image(value), truth, result)
+        return self.drawn(to_image(value), truth, result, 6)
 
-    def drawn(self, image: Tensor, truth: list[str], result: Neighbours) -> Image.Image:
+    def drawn(self, image: Tensor, truth: list[str], result: Neighbours, count: int = 10) -> Image.Image:
         """`draw` for a raw image, with the names of its labels if they are known."""
         data, pictures = self.gallery().data, [framed(image, ", ".join(truth)[:11] or "query", "black")]
-        for i, labels, distance in list(zip(result.indices, result.labels, result.distances, strict=True))[:10]:
+        for i, labels, distance in list(zip(result.indices, result.labels, result.distances, strict=True))[:count]:
             colour = OPEN if not truth or not labels else RIGHT if set(truth) & set(labels) else WRONG
             shown = f"{distance:.0f}" if self.config.metric == "hamming" else f"{distance:.2f}"
-            pictures.append(framed(data.image(i), f"{', '.join(labels)[:8]}  {shown}".strip(), colour))
+            pictures.append(framed(data.image(i), f"{', '.join(labels)[:8]}  d {shown}".strip(), colour))
         return in_a_row(pictures)
 
     def browser(self) -> dict | None:
