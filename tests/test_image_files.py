@@ -358,3 +358,59 @@ def test_several_labels_from_a_parquet_table(tmp_path):
     train = open_multi_label(tmp_path / "list.parquet", "train")
     assert train.labels == ["cat", "dog"] and train.targets.tolist() == [[1, 1], [0, 0]]
     assert train[0][0].shape == (3, 9, 9)
+
+
+# -- traps ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dark_picture_of_sixteen_bits_stays_dark(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "x.png")  # 200 of 65,535
+    assert int(read_image(tmp_path / "x.png").max()) == 0
+
+
+def test_floating_point_pictures_in_either_range(tmp_path):
+    ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    Image.fromarray(ramp).save(tmp_path / "one.tif")
+    Image.fromarray(ramp * 255).save(tmp_path / "many.tif")
+    one, many = read_image(tmp_path / "one.tif"), read_image(tmp_path / "many.tif")
+    assert int(one.max()) == 255 and (one.int() - many.int()).abs().max() <= 1
+
+
+def test_what_macos_leaves_behind_is_no_class_and_no_picture(tmp_path):
+    folder_of(tmp_path, 5)
+    (tmp_path / "cat" / "._0.png").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "__MACOSX" / "cat").mkdir(parents=True)
+    data = [open_images(tmp_path, split) for split in ("train", "test")]
+    assert data[0].labels == ["cat", "dog"] and sum(map(len, data)) == 10
+
+
+def test_a_train_folder_alone_is_split(tmp_path):
+    folder_of(tmp_path / "train", 10)
+    train, test = open_images(tmp_path, "train"), open_images(tmp_path, "test")
+    assert train.labels == ["cat", "dog"] and (len(train), len(test)) == (16, 4)
+
+
+def test_a_class_that_is_only_held_out_is_named(tmp_path):
+    folder_of(tmp_path / "train", 2)
+    folder_of(tmp_path / "val", 2)
+    (tmp_path / "val" / "bird").mkdir()
+    with pytest.raises(DataError, match="bird: this class does not occur"):
+        open_images(tmp_path, "test")
+
+
+def test_a_blank_label_is_none(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.png,  \nb.png,cat\n")
+    with pytest.raises(DataError, match="line 2 has no path or no label"):
+        open_images(tmp_path / "list.csv")
+
+
+def test_a_tables_validation_rows_are_not_tested_on(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,split\na.png,cat,Train\nb.png,dog,val\nc.png,dog,test\n")
+    assert open_images(tmp_path / "list.csv", "test").paths == [str(tmp_path / "c.png")]
+
+
+@pytest.mark.parametrize("part", ["", "trian"])
+def test_a_row_of_no_split_is_named(tmp_path, part):
+    (tmp_path / "list.csv").write_text(f"path,label,split\na.png,cat,train\nb.png,dog,{part}\nc.png,dog,test\n")
+    with pytest.raises(DataError, match="line 3: its split is"):
+        open_images(tmp_path / "list.csv")

@@ -134,3 +134,15 @@ def test_inference_ready_networks_give_the_same_outputs():
             after = make_ready(model, (x,))(x)
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
         assert any(isinstance(m, torch.nn.Identity) for m in model.modules())
+
+
+def test_darknets_weight_files_load(tmp_path):
+    from paperzoo.papers.detection.yolov3.parity import written
+
+    torch.manual_seed(0)
+    first = paperzoo.create("yolov3_slim", num_classes=3)
+    (tmp_path / "some.weights").write_bytes(written(first))
+    second = paperzoo.create("yolov3_slim", num_classes=3, weights=str(tmp_path / "some.weights"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )

@@ -61,8 +61,14 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
     """A PIL image as uint8 (3, H, W)."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        largest = values.max(initial=0)
+        if image.mode.startswith("I;16"):  # the file says 16 bits, however dark the picture is
+            top = 65535.0
+        elif image.mode == "F" and largest <= 1:
+            top = 1.0
+        else:
+            top = 65535.0 if largest > 255 else 255.0
         image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
@@ -231,18 +237,23 @@ def open_images(data: str | Path, split: str = "train") -> Images:
 
 def open_folder(root: Path, split: str) -> Images:
     """One sub-folder a class. train/ and val/ (or test/) are used where they are; else one file in five is held out."""
-    named = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
+    named = {p.name.lower(): p for p in folders(root)}
     held_out = next((named[n] for n in ("test", "val", "valid", "validation") if n in named), None)
     has_split = "train" in named and held_out is not None
+    if set(named) == {"train"}:  # a split without its counterpart: one in five of it is held out
+        root = named["train"]
     base = (named["train"] if split == "train" else held_out) if has_split else root
     reference = named["train"] if has_split else root
-    labels = sorted(p.name for p in reference.iterdir() if p.is_dir() and not p.name.startswith("."))
+    labels = sorted(p.name for p in folders(reference))
     if not labels:
         raise DataError(root, "no class folders; images are expected as <folder>/<class>/<image>")
+    unknown = [p.name for p in folders(base) if p.name not in labels]
+    if unknown:
+        raise DataError(base / unknown[0], f"this class does not occur in {reference}")
     paths, targets = [], []
     for k, label in enumerate(labels):
         folder = base / label
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        files = sorted(p for p in folder.rglob("*") if is_picture(p)) if folder.is_dir() else []
         if not has_split:
             files = [f for i, f in enumerate(shuffled(files, root)) if (i % HELD_OUT == 0) == (split != "train")]
         paths += [str(f) for f in files]
@@ -251,6 +262,16 @@ def open_folder(root: Path, split: str) -> Images:
         kinds = ", ".join(sorted(SUFFIXES))
         raise DataError(base, f"no images for the split '{split}'; files ending in {kinds} are read")
     return Images(labels, targets, paths)
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones and what macOS leaves in archives."""
+    return [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
+
+
+def is_picture(path: Path) -> bool:
+    """By its name; "._x.jpg" is macOS's note about x.jpg."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def shuffled(files: list[Path], root: Path) -> list[Path]:
@@ -336,14 +357,15 @@ def open_table(path: Path, split: str) -> Images:
         raise DataError(path, f"the columns path and label are needed; the header is {names}")
     rows = []
     for number, row in enumerate(table, 2):
-        if not row[where] or row[what] in (None, ""):
+        name, label = ((row[column] or "").strip() for column in (where, what))
+        if not name or not label:
             raise DataError(path, f"line {number} has no path or no label")
-        rows.append((row[where].strip(), row[what].strip(), (row.get(header.get("split", "")) or "").strip().lower()))
+        rows.append((name, label, (row.get(header.get("split", "")) or "").strip().lower()))
     if not rows:
         raise DataError(path, "no rows below the header")
     labels = sorted({label for _, label, _ in rows}, key=by_number)
     if any(part for *_, part in rows):
-        kept = [row for row in rows if (row[2] == "train") == (split == "train")]
+        kept = of_split(path, rows, split)
     else:
         order = sorted(rows, key=lambda row: (zlib.crc32(row[0].encode()), row[0]))
         kept = [row for i, row in enumerate(order) if (i % HELD_OUT == 0) == (split != "train")]
@@ -351,6 +373,23 @@ def open_table(path: Path, split: str) -> Images:
         raise DataError(path, f"no rows for the split '{split}'")
     files = [str(path.parent / name) for name, *_ in kept]
     return Images(labels, [labels.index(label) for _, label, _ in kept], files)
+
+
+HELD_OUT_NAMES = ("test", "val", "valid", "validation", "dev")
+
+
+def of_split(path: Path, rows: list[tuple], split: str) -> list[tuple]:
+    """The rows (…, …, split) of a table with a column "split": "train", and for "test" the first that there is of test, val, ….
+
+    Raises:
+        DataError: for a row whose split is empty or something else.
+    """
+    for number, row in enumerate(rows, 2):
+        if row[2] not in ("train", *HELD_OUT_NAMES):
+            raise DataError(path, f"line {number}: its split is '{row[2]}'; it is train, test or val")
+    there = {row[2] for row in rows}
+    wanted = "train" if split == "train" else next((name for name in HELD_OUT_NAMES if name in there), "test")
+    return [row for row in rows if row[2] == wanted]
 
 
 def data_folder() -> Path:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from paperzoo.data.images import HELD_OUT, by_number, read_image, read_rows
+from paperzoo.data.images import HELD_OUT, by_number, of_split, read_image, read_rows
 from paperzoo.data.scenes import LABELS, digit_scenes
 from paperzoo.errors import DataError, UnknownName
 
@@ -99,7 +99,7 @@ def open_table(path: Path, split: str) -> MultiLabelImages:
     if not labels:
         raise DataError(path, "no row has a label")
     if any(part for *_, part in rows):
-        kept = [row for row in rows if (row[2] == "train") == (split == "train")]
+        kept = of_split(path, rows, split)
     else:
         order = sorted(rows, key=lambda row: (zlib.crc32(row[0].encode()), row[0]))
         kept = [row for i, row in enumerate(order) if (i % HELD_OUT == 0) == (split != "train")]

@@ -157,12 +157,18 @@ class Runtime:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def update(
-        self, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None = None, retain_graph: bool = False
+        self,
+        optimizer: torch.optim.Optimizer,
+        loss: Tensor,
+        clip: float | None = None,
+        retain_graph: bool = False,
+        average: bool = True,
     ) -> None:
         """One update of one optimizer: zero_grad, backward, average over ranks, unscale, clip to norm `clip`, step.
 
         Gradients reach only this optimizer's parameters, so a loss that runs through another network leaves nothing
-        behind there. With accumulation the update happens on the last of the accumulated batches.
+        behind there. With accumulation the update happens on the last of the accumulated batches. `average=False` is for
+        parameters that are other ones on every rank.
 
         Raises:
             NonFiniteLoss: if the loss is NaN or infinite; nothing was changed then.
@@ -181,7 +187,7 @@ class Runtime:
             if self.shard_networks and self.world > 1:  # FSDP2 averages; its hooks need an unrestricted backward
                 loss.backward(retain_graph=retain_graph)
             else:
-                with self._averager(optimizer, parameters).during_backward(active=last):
+                with self._averager(optimizer, parameters).during_backward(active=last and average):
                     loss.backward(inputs=parameters, retain_graph=retain_graph)
             if not last:
                 return

@@ -65,17 +65,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, source: str | Path) -> None:
     """Fill a model from a file or a folder; the authors' names are converted by the paper's `from_official`.
 
+    A file of a format of the authors' own is read by the paper's `read_official(path, model)`, which gives None for others.
+
     Raises:
         PaperZooError: if the weights do not fit, naming the first missing, unexpected and mis-shaped keys.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / "model.safetensors"
-    state = read_state(path)
+    name = getattr(model, "paperzoo", {}).get("model")
+    read = of_paper(name, "read_official")
+    state = read(path, model) if read is not None else None
+    if state is None:
+        state = read_state(path)
     problem = misfit(model, state)
     if problem:
-        name = getattr(model, "paperzoo", {}).get("model")
-        convert = converter(name)
+        convert = of_paper(name, "from_official")
         if convert is not None:
             try:
                 converted = convert(state)
@@ -90,11 +95,11 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def converter(name: str | None) -> Any:
-    """The `from_official` of the paper that has this model, if there is one."""
+def of_paper(name: str | None, function: str) -> Any:
+    """A function in the module of the paper that has this model, if there is one."""
     from paperzoo.catalog.cards import variants
 
-    return None if name not in variants() else getattr(variants()[name].module("model"), "from_official", None)
+    return None if name not in variants() else getattr(variants()[name].module("model"), function, None)
 
 
 def misfit(model: nn.Module, state: dict[str, Tensor]) -> str | None:

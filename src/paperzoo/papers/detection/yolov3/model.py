@@ -21,6 +21,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -423,3 +424,10 @@ def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         converted[name] = value
     return converted
+
+
+def read_official(path: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict in one of Darknet's `.weights` files; None if the file's name is none of these."""
+    from paperzoo.papers.detection.yolov3.darknet_file import darknet_state, is_darknet_file, read_darknet_weights
+
+    return darknet_state(read_darknet_weights(path), model) if is_darknet_file(path) else None

@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from paperzoo.engine.distributed import GradientAverager
-from paperzoo.engine.runtime import Runtime, trainable
+from paperzoo.engine.runtime import Runtime
 from paperzoo.errors import PaperZooError
 from paperzoo.papers.face.arcface.technique import CentresSGD, CombinedMargin, MarginSoftmax, PartialFC
 from paperzoo.tasks import face_verification
@@ -76,9 +75,7 @@ class ArcFace(FaceRecipe):
         runtime = self.runtime
         runtime.update(self.optimizer, loss, self.config.clip, retain_graph=True)
         # the centres of different processes are different ones: their gradients are not averaged
-        centres = trainable(self.head_optimizer)
-        runtime._averagers[id(self.head_optimizer)] = GradientAverager(centres, 1)
-        runtime.update(self.head_optimizer, loss)
+        runtime.update(self.head_optimizer, loss, average=False)
         if runtime.micro == runtime.accumulate - 1:
             self.scheduler.step()
             self.head_scheduler.step()
