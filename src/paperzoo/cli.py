@@ -233,6 +233,58 @@ def export(
     terminal.exported(export_network(load(source, device="cpu", weights=weights), path, format), json)
 
 
+@app.command(
+    epilog=example(
+        "paperzoo optimize wide_resnet",
+        "paperzoo optimize runs/… --precision int8 --calibrate path/to/imagefolder --max-drop 0.005",
+        "paperzoo optimize retinanet --target openvino --out deploy/retinanet",
+    )
+)
+def optimize(
+    source: Source,
+    weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
+    target: Annotated[
+        str, typer.Option(help="auto (the fastest that is installed), onnxruntime, openvino, inductor or tensorrt.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+    calibrate: Annotated[
+        str | None, typer.Option(help="Data for int8 ranges, as for train --data; default: the run's own.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(help="The share of the task's metric that int8 may cost.")] = 0.01,
+    ranges: Annotated[
+        str, typer.Option(help="How int8 ranges are found: minmax, entropy or percentile.")
+    ] = "percentile",
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Take images of other sizes, too.")] = False,
+    tune_steps: Annotated[int, typer.Option(help="Steps of quantisation-aware training before int8.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of each measurement.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: deploy in the run's folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a deployable folder: the fastest program of a finished run's network, with its speed and its cost."""
+    from paperzoo import terminal
+
+    terminal.prepare_process()
+    from paperzoo.engine.optimize import optimize as optimize_run
+
+    with terminal.progress(str(source), json) as bar:
+        result = optimize_run(
+            source,
+            out,
+            weights,
+            target,
+            precision,
+            calibrate,
+            max_drop,
+            ranges,
+            dynamic,
+            rounds,
+            tune_steps,
+            on_stage=bar.stage,
+            on_step=bar.step,
+        )
+    terminal.optimised(result, json)
+
+
 # -- proof -------------------------------------------------------------------------------------------------------------
 
 

@@ -237,6 +237,52 @@ def exported(result: Any, json: bool) -> None:
     )
 
 
+def optimised(result: Any, json: bool) -> None:
+    """Every candidate as a row: speed against the plain network, memory, size, what it costs; then the folder."""
+    from paperzoo.engine.optimize import described
+
+    if json:
+        rows = [described(c) for c in (result.eager, *result.candidates)]
+        return emit({"folder": str(result.folder), "best": result.best.name, "measured": rows})
+    from rich.console import Console
+    from rich.table import Table
+
+    name = result.monitor[0]
+    calls = sorted(result.eager.timing.calls)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (
+        "",
+        *(f"batch {b}, {t} thread{'s' * (t > 1)}" for b, t in calls),
+        "memory",
+        "size",
+        "differs",
+        "same answers",
+        name,
+    ):
+        shown.add_column(title, justify="left" if not title else "right")
+    built = [c for c in result.candidates if c.timing is not None]
+    for c in (result.eager, *built):
+        times = [f"{c.timing.milliseconds(*k):.2f} ms ({c.timing.ratio(*k):.2f}x)" for k in calls]
+        same = "" if c.same is None else f"{c.same:.2%}"
+        metric = f"{c.metrics[name]:.4g}" if name in c.metrics else ""
+        row = [
+            f"{c.timing.peak_bytes / 2**20:.0f} MB",
+            f"{c.bytes / 2**20:.1f} MB",
+            f"{c.difference:.1e}",
+            same,
+            metric,
+        ]
+        shown.add_row(("* " if c is result.best else "  ") + c.name, *times, *row)
+    Console(width=max(160, Console().width)).print(shown)
+    for c in result.candidates:
+        if c.reason:
+            print(f"  {c.name}: {c.reason}")
+        elif c.kept:
+            print(f"  {c.name}: {c.kept} layers stay in fp32")
+    print(f"\nwrote    {result.folder} ({result.best.name})")
+    print(f"serve    paperzoo serve {result.folder}")
+
+
 # -- proof -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from paperzoo.catalog.cards import Paper, papers
 from paperzoo.engine.inference import make_ready
 from paperzoo.engine.parity import Pair
 from paperzoo.engine.runtime import channels_last
+from paperzoo.engine.stopwatch import peak_memory
 from paperzoo.errors import PaperZooError, UnknownName
 
 MEASURES = ("inference, batch 1", "inference, batch 8", "training step")
@@ -183,9 +183,7 @@ def child() -> None:
             answer = timed(calls[side], repeats[side], task["device"])
         else:
             cuda = task["device"].startswith("cuda")
-            answer = (
-                torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            )
+            answer = torch.cuda.max_memory_allocated() if cuda else peak_memory()
         print("answer", answer, flush=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from paperzoo.errors import PaperZooError
@@ -73,6 +73,13 @@ class Recipe:
     def example(self) -> tuple:
         """Example inputs of the deployed network, batch of two first, for export, benchmarks and tests."""
         raise PaperZooError(f"{type(self).__name__} has no network to call")
+
+    def same_answers(self, expected: Any, found: Any) -> Tensor | None:
+        """Which answers in two outputs of the deployed network are the same, a bool each: classes, labels, bits.
+
+        For telling what a faster, less exact program of the network costs. None where answers are numbers without a decision.
+        """
+        return None
 
     def browser(self) -> dict | None:
         """How a web page runs the trained network, as plain JSON values; None where it cannot.

@@ -262,6 +262,10 @@ class CTRRecipe(Recipe):
         columns = [torch.randint(size, (2,), generator=generator) for size in self.encoding.field_sizes]
         return dense, torch.stack(columns, 1) if columns else torch.zeros(2, 0, dtype=torch.int64)
 
+    def same_answers(self, expected: Tensor, found: Tensor) -> Tensor:
+        """Whether a click is more likely than not."""
+        return (expected > 0) == (found > 0)
+
     def draw(self, value: Any, result: Click | Clicks) -> Image.Image:
         """The probability of a row as a bar, or the histogram of a file's."""
         from paperzoo.engine.pictures import new_figure, to_picture

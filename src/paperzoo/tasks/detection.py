@@ -32,7 +32,9 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
+from torchvision.ops import box_iou
 
 from paperzoo.blocks.boxes import pad_images
 from paperzoo.data.coco import DetectionData, open_detection
@@ -320,6 +322,18 @@ class DetectionRecipe(Recipe):
     def example(self) -> tuple[Tensor]:
         size = -(-self.config.image_sizes[-1] // self.config.multiple) * self.config.multiple
         return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+    def same_answers(self, expected: Any, found: Any) -> Tensor:
+        """Whether every object above `show_above` has one of its label that overlaps it by half or more, and the other way round."""
+        size = self.config.image_sizes[-1]
+        sizes = torch.full((len(tree_leaves(expected)[0]), 2), size)
+        each = [self.deployed.postprocess(outputs, sizes, (size, size)) for outputs in (expected, found)]
+        same = []
+        for pair in zip(*each, strict=True):
+            a, b = ({k: v[d["scores"] >= self.config.show_above] for k, v in d.items()} for d in pair)
+            match = (box_iou(a["boxes"], b["boxes"]) >= 0.5) & (a["labels"][:, None] == b["labels"][None])
+            same += [match.any(1), match.any(0)] if match.numel() else [torch.zeros(max(match.shape), dtype=torch.bool)]
+        return torch.cat(same) if same and sum(map(len, same)) else torch.ones(1, dtype=torch.bool)
 
     def browser(self) -> dict | None:
         """A picture, its middle square scaled to the size of evaluation, to the objects in it."""

@@ -70,6 +70,10 @@ class MultiLabelRecipe(ClassificationRecipe):
         hits = ((logits.detach() > 0) == labels.bool()).float().mean()
         return {"loss": self.loss(logits, labels), "train_accuracy": hits}
 
+    def same_answers(self, expected: Tensor, found: Tensor) -> Tensor:
+        """Each label of each image, given or not."""
+        return (expected > 0) == (found > 0)
+
     @torch.inference_mode()
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Mean average precision over the classes, and F1 at the threshold over classes (CF1) and over all answers (OF1).
