@@ -367,6 +367,16 @@ def test_a_missing_engine_says_how_to_get_it(tmp_path, monkeypatch):
     assert "pip install 'paperzoo[openvino]'" in candidate.reason
 
 
+def test_an_engine_that_crashes_is_no_candidate(tmp_path, monkeypatch):
+    def spoil(self, precision, ranges):
+        (self.work / "model.xml").write_text("not a model")
+        return "model.xml"
+
+    monkeypatch.setattr(Bench, "build_openvino", spoil)
+    candidate = bench_of(nn.Linear(2, 2), (torch.zeros(2, 2),), tmp_path).build("openvino", "fp32")
+    assert candidate.reason == "openvino fails or crashes on this network"
+
+
 def test_wrong_outputs_are_no_candidate(tmp_path, monkeypatch):
     monkeypatch.setattr(Bench, "runner", lambda *a: lambda x: [torch.full((len(x), 2), 5.0)])
     candidate = bench_of(nn.Linear(2, 2), (torch.zeros(2, 2),), tmp_path).build("onnxruntime", "fp32")

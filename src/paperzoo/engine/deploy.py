@@ -97,7 +97,10 @@ class OnnxRuntime(Specialised):
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         session = self.program(inputs)
         feed = {name: x.contiguous().numpy() for name, x in zip(self.names, inputs, strict=True)}
-        return [torch.from_numpy(y) for y in session.run(None, feed)]
+        try:
+            return [torch.from_numpy(y) for y in session.run(None, feed)]
+        except Exception as error:
+            raise PaperZooError(f"{self.path}: ONNX Runtime stopped: {first_line(error)}") from error
 
 
 class OpenVINO(Specialised):
@@ -114,6 +117,12 @@ class OpenVINO(Specialised):
             raise PaperZooError(f"{path}: OpenVINO does not accept it: {first_line(error)}") from error
 
     def build(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        try:
+            return self.compiled(shapes)
+        except Exception as error:
+            raise PaperZooError(f"{self.path}: OpenVINO cannot plan it: {first_line(error)}") from error
+
+    def compiled(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         model = self.model.clone()
         model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
         options = {
@@ -188,6 +197,9 @@ def tensorrt_providers() -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
+    """What the innermost cause of an error says first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 

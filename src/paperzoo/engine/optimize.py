@@ -37,7 +37,7 @@ from paperzoo.engine.export import quiet, resize_batch, tensors
 from paperzoo.engine.inference import make_ready
 from paperzoo.engine.quantisation_aware import tune
 from paperzoo.engine.recipe import Recipe
-from paperzoo.engine.stopwatch import Timing, compare
+from paperzoo.engine.stopwatch import Child, Timing, compare
 from paperzoo.engine.weights import save_weights
 from paperzoo.errors import PaperZooError
 
@@ -117,6 +117,7 @@ class Bench:
         )
         self.transformer = any(isinstance(m, nn.LayerNorm) for m in network.modules())
         self._onnx: Path | None = None
+        self.built = False
 
     @property
     def checked(self) -> quantise.Rows:
@@ -137,12 +138,50 @@ class Bench:
         """A candidate, or one with the reason why there is none."""
         candidate = Candidate(engine, precision)
         try:
-            candidate.artefact = getattr(self, f"build_{engine}")(precision, ranges)
-            self.compare(candidate)
+            try:
+                self.attempt(candidate, ranges)
+            except PaperZooError:
+                if self.built or self.dynamic or all(where == [0] for where in self.open_sizes):
+                    raise
+                self.close_sizes()
+                self.attempt(candidate, ranges)
+            self.built = True
         except PaperZooError as error:
             candidate.reason = str(error)
         candidate.bytes = self.size(candidate)
         return candidate
+
+    def attempt(self, candidate: Candidate, ranges: str) -> None:
+        candidate.artefact = getattr(self, f"build_{candidate.engine}")(candidate.precision, ranges)
+        self.survive(candidate)
+        self.compare(candidate)
+
+    def survive(self, candidate: Candidate) -> None:
+        """Call it once in a process of its own: what crashes there does not take this one along."""
+        saved = self.work / "example.pt"
+        torch.save(self.inputs, saved)
+        child = Child(self.task(candidate) | {"threads": 1, "inputs": str(saved)}, quiet=True)
+        try:
+            child.ask("call 1")
+            child.ask("call 3")
+        except PaperZooError:
+            raise PaperZooError(f"{candidate.engine} fails or crashes on this network") from None
+        finally:
+            child.close()
+            saved.unlink()
+
+    def task(self, candidate: Candidate) -> dict[str, Any]:
+        """What another process needs to run a candidate."""
+        file = str(self.work / candidate.artefact)
+        return {"engine": candidate.engine, "precision": candidate.precision, "file": file}
+
+    def close_sizes(self) -> None:
+        """Only the batch stays open, where a network cannot be exported with more."""
+        self.open_sizes = [[0] for _ in self.inputs]
+        self.signature = Signature.of(self.network, self.inputs, self.open_sizes)
+        for path in self.work.iterdir():
+            path.unlink()
+        self._onnx = None
 
     def build_onnxruntime(self, precision: str, ranges: str) -> str:
         if precision == "bf16":
@@ -202,16 +241,6 @@ class Bench:
             return make_ready(copy.deepcopy(self.network), self.inputs)
 
     def program(self, network: nn.Module) -> torch.export.ExportedProgram:
-        try:
-            return self.exported(network)
-        except PaperZooError:
-            if all(where == [0] for where in self.open_sizes) or self.dynamic:
-                raise
-            self.open_sizes = [[0] for _ in self.inputs]
-            self.signature = Signature.of(self.network, self.inputs, self.open_sizes)
-            return self.exported(network)
-
-    def exported(self, network: nn.Module) -> torch.export.ExportedProgram:
         batch, other = torch.export.Dim("batch", min=1), torch.export.Dim.DYNAMIC
         shapes = tuple({i: batch if i == 0 else other for i in where} for where in self.open_sizes)
         try:
@@ -278,10 +307,7 @@ class Bench:
     def time(self, candidates: Sequence[Candidate], eager: Candidate, threads: Sequence[int], rounds: int) -> None:
         """Fill in `timing`: every candidate and the plain network in turn, each in a process of its own."""
         files = {c.name: c for c in candidates if not c.reason}
-        tasks = {
-            name: {"engine": c.engine, "precision": c.precision, "file": str(self.work / c.artefact)}
-            for name, c in files.items()
-        }
+        tasks = {name: self.task(c) for name, c in files.items()}
         saved = self.work / "example.pt"
         torch.save(self.inputs, saved)
         tasks["eager"] = {"engine": "eager", **self.source}
@@ -377,7 +403,7 @@ def optimize(
         if tune_steps:
             tell("tune")
             recipe = tune(run, Path(folder) / "tune", tune_steps, calibrate, weights, on_step=on_step)
-            weights = work / "tuned.safetensors"
+            weights = Path(folder) / "tuned.safetensors"
             save_weights(weights, recipe.deployed)
         if precision == "int8":
             learned = load(run, device="cpu", data=calibrate) if calibrate else recipe
