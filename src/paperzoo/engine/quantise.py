@@ -116,14 +116,14 @@ def quantise_onnx(
         "percentile": CalibrationMethod.Percentile,
     }
     try:
-        with quiet():
+        with quiet(), without_shapes(source) as plain:
             if dynamic:
                 quantize_dynamic(
-                    str(source), str(target), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=list(keep)
+                    str(plain), str(target), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=list(keep)
                 )
                 return
             quantize_static(
-                str(source),
+                str(plain),
                 str(target),
                 Reader(source, rows),
                 quant_format=QuantFormat.QDQ,
@@ -141,6 +141,21 @@ def quantise_onnx(
         raise PaperZooError(
             f"ONNX Runtime cannot quantise this network: {str(error).strip().splitlines()[0][:200]}"
         ) from error
+
+
+@contextlib.contextmanager
+def without_shapes(source: Path) -> Iterator[Path]:
+    """A copy beside an ONNX file without the shapes between its nodes, which the quantiser finds again, and would not find changed."""
+    import onnx
+
+    model = onnx.load(str(source))
+    del model.graph.value_info[:]
+    copy = source.with_suffix(".shapeless.onnx")
+    onnx.save(model, str(copy))
+    try:
+        yield copy
+    finally:
+        copy.unlink()
 
 
 class Reader:
