@@ -113,6 +113,63 @@ def test_readme_distributed_command_runs(tmp_path):
     assert list(tmp_path.glob("runs/wide_resnet/*/model.safetensors"))
 
 
+def test_readme_commands_of_deployment_run(tmp_path):
+    """Optimise a run by the README's three commands, shortened; then serve it and ask as the README does."""
+    import os
+    import signal
+    import time
+    import urllib.error
+    import urllib.request
+
+    from PIL import Image
+
+    one_thread = environment(tmp_path) | {"OMP_NUM_THREADS": "1"}
+
+    def run(line: str) -> subprocess.CompletedProcess:
+        return subprocess.run(line, shell=True, cwd=tmp_path, env=one_thread, capture_output=True, text=True)
+
+    done = run("paperzoo train wide_resnet10_2 --steps 20 --batch-size 16 --out runs/wide_resnet/a")
+    assert done.returncode == 0, done.stderr[-2000:]
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "photo.jpg")
+    code = next(code for _, code in blocks(README, "console") if "paperzoo optimize" in code)
+    lines = [line.split("#")[0] for line in code.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        line = line.replace("path/to/imagefolder", "digits").replace("--max-drop 0.005", "")
+        line = line.replace("--tune-steps 200", "--tune-steps 2")
+        more = " --target onnxruntime --rounds 3" + (" --max-drop 1" if "int8" in line else "")
+        done = run(line + more)
+        assert done.returncode == 0 and "wrote" in done.stdout, done.stderr[-2000:]
+    code = next(code for _, code in blocks(README, "console") if "curl" in code)
+    serve, _, curl = code.splitlines()
+    port = 20_000 + os.getpid() % 20_000
+    with (tmp_path / "log.txt").open("w") as log:
+        service = subprocess.Popen(
+            f"exec {serve.split('#')[0].strip()} --port {port}",
+            shell=True,
+            cwd=tmp_path,
+            env=one_thread,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and service.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2)
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        photo = (tmp_path / "photo.jpg").read_bytes()
+        assert "@photo.jpg" in curl and "image/jpeg" in curl
+        path = curl.rsplit("8000", 1)[1]
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", photo, {"content-type": "image/jpeg"})
+        assert b'"label"' in urllib.request.urlopen(request, timeout=30).read()
+    finally:
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0, (tmp_path / "log.txt").read_text()[-2000:]
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make (\w+)", README + CONTRIBUTING):

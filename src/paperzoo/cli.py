@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from paperzoo import cli_catalog
+from paperzoo import cli_catalog, cli_serve
 from paperzoo.cli_options import FREE, Completed, Device, Json, Source, complete_name, example
 from paperzoo.errors import PaperZooError
 
@@ -35,6 +35,7 @@ def common(version: Annotated[bool, typer.Option("--version", help="Print the ve
 app.add_typer(cli_catalog.app)
 app.add_typer(cli_catalog.shelf_app, name="shelf")
 app.add_typer(cli_catalog.site_app, name="site")
+app.add_typer(cli_serve.app)
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

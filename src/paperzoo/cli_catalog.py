@@ -354,17 +354,3 @@ def site_build(
     print(
         f"{summary['pages']} pages in {summary['seconds']:.1f} s, {summary['megabytes']:.1f} MB: open {out / 'index.html'}"
     )
-
-
-@app.command(epilog=example("paperzoo serve", "paperzoo serve --port 8080 --open"))
-def serve(
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8000,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-) -> None:
-    """Show the catalogue's site, live: pages follow the cards and the code as they change."""
-    from paperzoo import terminal
-    from paperzoo.serve.server import serve as run_server
-
-    terminal.prepare_process()
-    run_server(host, port, open_browser)
