@@ -7,8 +7,8 @@ import io
 import json
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ pytest.importorskip("python_multipart")
 
 from paperzoo.data.encoding import Encoding  # noqa: E402
 from paperzoo.serve import answers, protocol  # noqa: E402
-from paperzoo.serve.batching import HELD, Batcher, Work  # noqa: E402
+from paperzoo.serve.batching import Batcher, Work  # noqa: E402
 from paperzoo.serve.endpoints import read_typed  # noqa: E402
 from paperzoo.serve.kinds import KINDS, kind_for  # noqa: E402
 from paperzoo.serve.limits import Limits, Refused  # noqa: E402
@@ -264,45 +264,51 @@ def work(i: int, count: int = 1, more: bool = True, size: int = 0) -> Work:
     return Work(i, request, time.monotonic(), time.monotonic() + 60, more, size)
 
 
-def taken(batcher: Batcher) -> list[int]:
-    return [w.identity for w in batcher.take()]
+class Arrivals:
+    """Requests that come at their times."""
+
+    def __init__(self, *rows: tuple[float, Work]) -> None:
+        self.rows, self.began = deque(rows), time.monotonic()
+
+    def receive(self, timeout: float | None) -> Work | None:
+        if not self.rows:
+            if timeout is None:
+                raise EOFError
+            time.sleep(timeout)
+            return None
+        left = self.began + self.rows[0][0] - time.monotonic()
+        time.sleep(max(0.0, left if timeout is None else min(left, timeout)))
+        return None if timeout is not None and left > timeout else self.rows.popleft()[1]
+
+
+def batches(*rows: tuple[float, Work], max_batch: int = 4, max_wait: float = 0.0) -> list[list[int]]:
+    batcher = Batcher(Arrivals(*rows).receive, max_batch, max_wait)
+    return [[w.identity for w in batch] for batch in iter(batcher.take, None)]
 
 
 def test_batches_wait_for_others_within_the_bound():
-    batcher = Batcher(4, 0.2)
-    batcher.put(work(0))
-    threading.Timer(0.02, lambda: batcher.put(work(1))).start()
     began = time.monotonic()
-    assert taken(batcher) == [0, 1]
+    assert batches((0, work(0)), (0.02, work(1)), max_wait=0.2) == [[0, 1]]
     assert 0.15 < time.monotonic() - began < 1
-    batcher.put(work(2, more=False))  # nobody else is on the way
     began = time.monotonic()
-    assert taken(batcher) == [2] and time.monotonic() - began < 0.1
-    late = work(3)
+    assert batches((0, work(0)), (0.3, work(1)), max_wait=0.05) == [[0], [1]]
+    assert batches((0, work(0, more=False)), (0.02, work(1)), max_wait=0.01) == [[0], [1]]  # nobody else is on the way
+    late = work(0)
     late.arrived -= 1  # it has waited elsewhere
-    batcher.put(late)
-    assert taken(batcher) == [3] and time.monotonic() - began < 0.15
+    assert batches((0, late), (0.05, work(1)), max_wait=0.5) == [[0], [1]]
+    assert time.monotonic() - began < 2
 
 
 def test_batches_are_full_and_in_order():
-    batcher = Batcher(4, 0.0)
-    for i, count in enumerate((1, 2, 2, 7, 1)):
-        batcher.put(work(i, count))
-    assert [taken(batcher) for _ in range(4)] == [[0, 1], [2], [3], [4]]  # a request is not divided
-    batcher.put(work(9))
-    batcher.close()
-    assert taken(batcher) == [9] and batcher.take() is None
+    rows = [(0.0, work(i, count, more=False)) for i, count in enumerate((1, 2, 2, 7, 1))]
+    assert batches(*rows) == [[0, 1], [2], [3], [4]]  # a request is not divided
+    assert batches(*rows, max_batch=1) == [[0], [1], [2], [3], [4]]
 
 
-def test_decoded_inputs_wait_for_room():
-    batcher = Batcher(1, 0.0)
-    batcher.put(work(0, size=HELD))
-    thread = threading.Thread(target=batcher.put, args=(work(1, size=10),), daemon=True)
-    thread.start()
-    thread.join(0.1)
-    assert thread.is_alive() and taken(batcher) == [0]
-    thread.join(5)
-    assert taken(batcher) == [1] and batcher.held == 0
+def test_no_more_is_taken_in_than_a_batch_needs():
+    arrivals = Arrivals(*[(0.0, work(i)) for i in range(10)])
+    batcher = Batcher(arrivals.receive, 4, 1.0)
+    assert len(batcher.take()) == 4 and len(arrivals.rows) == 6
 
 
 # -- the start ---------------------------------------------------------------------------------------------------------

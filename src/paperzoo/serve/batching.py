@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-HELD = 256 * 1024 * 1024  # bytes of decoded inputs that wait for the network
 
 
 @dataclass
@@ -16,7 +14,7 @@ class Work:
     """A request in a model process: what was read of it, and what the service said about it.
 
     `arrived` and `deadline` are on the clock that both processes share (`time.monotonic`); `more` is whether the service had
-    other requests for this model on their way when it sent this one.
+    other requests for this model on their way when it sent this one; `size` is about how many bytes its inputs hold.
     """
 
     identity: int
@@ -32,49 +30,40 @@ class Work:
 
 
 class Batcher:
-    """A queue between the thread that reads requests and the one that computes."""
+    """Forms batches of what `receive` brings: the next request within so many seconds (None: however long it takes; 0: if
+    it is there), None if none came, and EOFError when no more will come. No more is taken in than the next batch needs.
+    """
 
-    def __init__(self, max_batch: int, max_wait: float) -> None:
-        self.max_batch, self.max_wait = max_batch, max_wait
+    def __init__(self, receive: Callable[[float | None], Work | None], max_batch: int, max_wait: float) -> None:
+        self.receive, self.max_batch, self.max_wait = receive, max_batch, max_wait
         self.waiting: deque[Work] = deque()
-        self.held = 0
         self.closed = False
-        self.changed = threading.Condition()
-
-    def put(self, work: Work) -> None:
-        """Wait until its decoded inputs have room, then queue it."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self.waiting or self.held + work.size <= HELD)
-            self.waiting.append(work)
-            self.held += work.size
-            self.changed.notify_all()
-
-    def close(self) -> None:
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
 
     def take(self) -> list[Work] | None:
-        """The next batch; None once the queue is closed and empty.
+        """The next batch; None once no more will come.
 
-        Waits for more requests only while the newest said that others are on their way, and never longer than `max_wait`
-        after the oldest arrived.
+        Waits for others only while the newest said that they are on their way, and never longer than `max_wait` after the
+        oldest arrived. A request is not divided.
         """
-        with self.changed:
-            self.changed.wait_for(lambda: self.waiting or self.closed)
-            if not self.waiting:
-                return None
-            until = self.waiting[0].arrived + self.max_wait
-            while self.counted() < self.max_batch and self.waiting[-1].more and not self.closed:
-                left = until - time.monotonic()
-                if left <= 0 or not self.changed.wait(left):
-                    break
-            batch = [self.waiting.popleft()]
-            while self.waiting and sum(w.count for w in batch) + self.waiting[0].count <= self.max_batch:
-                batch.append(self.waiting.popleft())
-            self.held -= sum(w.size for w in batch)
-            self.changed.notify_all()
-            return batch
+        while not self.closed and sum(w.count for w in self.waiting) < self.max_batch:
+            try:
+                work = self.receive(self.patience())
+            except EOFError:
+                self.closed = True
+                break
+            if work is None:
+                break
+            self.waiting.append(work)
+        if not self.waiting:
+            return None
+        batch = [self.waiting.popleft()]
+        while self.waiting and sum(w.count for w in batch) + self.waiting[0].count <= self.max_batch:
+            batch.append(self.waiting.popleft())
+        return batch
 
-    def counted(self) -> int:
-        return sum(w.count for w in self.waiting)
+    def patience(self) -> float | None:
+        if not self.waiting:
+            return None
+        if not self.waiting[-1].more:
+            return 0.0
+        return max(0.0, self.waiting[0].arrived + self.max_wait - time.monotonic())

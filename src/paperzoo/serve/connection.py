@@ -26,6 +26,34 @@ LINGER_SECONDS = 2.0  # that a client has to close its side, after the last answ
 logger = logging.getLogger("paperzoo.serve")
 
 
+class Gathered:
+    """A transport that sends what was written in one step of the loop at once: an answer is one packet, not three."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport, self.loop = transport, loop
+        self.parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self.parts:
+            self.loop.call_soon(self.flush)
+        self.parts.append(data)
+
+    def flush(self) -> None:
+        if self.parts:
+            data, self.parts = b"".join(self.parts), []
+            self.transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return self.transport.get_write_buffer_size() + sum(map(len, self.parts))
+
+
 class Connection(H11Protocol):
     """One client. `head_since`: when the wait for the headers of a request began; None between requests."""
 
@@ -33,6 +61,7 @@ class Connection(H11Protocol):
     quiet_since = 0.0  # when the last answer was written
 
     def connection_made(self, transport: Any) -> None:
+        transport = Gathered(transport, self.loop)
         super().connection_made(transport)
         connected = transport.get_extra_info("socket")
         if (

@@ -130,7 +130,8 @@ class Gate:
         try:
             while True:
                 left = began + BODY_SECONDS + count / BODY_RATE - time.monotonic()
-                message = await asyncio.wait_for(receive(), max(left, 0.001))
+                async with asyncio.timeout(max(left, 0.001)):
+                    message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Refused("the client left", 400)
                 chunk = message.get("body", b"")

@@ -1,8 +1,8 @@
 """A model process: `python -m paperzoo.serve.worker FD`, started by the service with a socket that both share.
 
-It opens one deployed folder, tries it, describes itself, and answers requests until the socket is closed. One thread reads
-requests and decodes what is in them, the main thread computes. A request that cannot be read, or that the network cannot
-take, is refused alone; the others of its batch are answered.
+It opens one deployed folder, tries it, describes itself, and answers requests until the socket is closed: it reads what is
+there, a batch at most, decodes it, computes it, answers. A request that cannot be read, or that the network cannot take, is
+refused alone; the others of its batch are answered.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import os
+import select
 import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from paperzoo.errors import PaperZooError
+from paperzoo.serve.batching import Batcher, Work
 from paperzoo.serve.limits import Limits, Refused
 from paperzoo.serve.lines import log_lines
 from paperzoo.serve.wire import frame, receive_frame
@@ -30,14 +32,13 @@ logger = logging.getLogger("paperzoo.serve")
 
 
 class Replies:
-    """The way back; two threads use it."""
+    """The way back."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.lock = connection, threading.Lock()
+        self.connection = connection
 
     def send(self, head: dict[str, Any], body: bytes = b"") -> None:
-        with self.lock:
-            self.connection.sendall(frame(head, body))
+        self.connection.sendall(frame(head, body))
 
     def refuse(self, identity: int, message: str, status: int, ending: bool = False) -> None:
         self.send({"id": identity, "status": status, "error": message, "ending": ending})
@@ -108,28 +109,47 @@ def is_installed(network: Any, installed: type) -> bool:
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
-def read_requests(connection: socket.socket, model: Model, batcher: Any, replies: Replies) -> None:
-    """Until the socket is closed: read a request, decode its inputs, queue it or refuse it."""
-    from paperzoo.serve.batching import Work
-    from paperzoo.serve.endpoints import read_typed
-    from paperzoo.serve.protocol import read_inference
+class Intake:
+    """Requests as they come: read, and their inputs decoded; or refused."""
 
-    readers = {"typed": read_typed, "v2": read_inference}
-    while (received := receive_frame(connection)) is not None:
-        head, body = received
+    def __init__(self, connection: socket.socket, model: Model, replies: Replies) -> None:
+        from paperzoo.serve.endpoints import read_typed
+        from paperzoo.serve.protocol import read_inference
+
+        self.connection, self.model, self.replies = connection, model, replies
+        self.readers = {"typed": read_typed, "v2": read_inference}
+        self.poll = select.poll()
+        self.poll.register(connection, select.POLLIN)
+
+    def there(self, timeout: float | None) -> bool:
+        """Whether something comes within so many seconds."""
+        return bool(self.poll.poll(None if timeout is None else math.ceil(1000 * timeout)))
+
+    def receive(self, timeout: float | None) -> Work | None:
+        """See `Batcher`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while self.there(None if until is None else max(0.0, until - time.monotonic())):
+            received = receive_frame(self.connection)
+            if received is None:
+                raise EOFError
+            work = self.read(*received)
+            if work is not None:
+                return work
+        return None
+
+    def read(self, head: dict[str, Any], body: bytes) -> Work | None:
         try:
-            request = readers[head["as"]](model.name, model.kind, head, body)
+            request = self.readers[head["as"]](self.model.name, self.model.kind, head, body)
         except Refused as error:
-            replies.refuse(head["id"], str(error), error.status)
-            continue
+            self.replies.refuse(head["id"], str(error), error.status)
+            return None
         except Exception as error:  # reading depends on the request alone, so the fault is the request's
-            told = {"request_id": head.get("request_id"), "model": model.name}
+            told = {"request_id": head.get("request_id"), "model": self.model.name}
             logger.exception("a request cannot be read", extra=told)
-            replies.refuse(head["id"], f"the request cannot be read ({type(error).__name__})", 400)
-            continue
+            self.replies.refuse(head["id"], f"the request cannot be read ({type(error).__name__})", 400)
+            return None
         size = len(body) + sum(weight(value) for value in request.values)
-        batcher.put(Work(head["id"], request, head["arrived"], head["deadline"], head["more"], size))
-    batcher.close()
+        return Work(head["id"], request, head["arrived"], head["deadline"], head["more"], size)
 
 
 def weight(value: Any) -> int:
@@ -210,7 +230,6 @@ def run(connection: socket.socket) -> int:
     log_lines(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
     from paperzoo.engine.memory import keep_memory
-    from paperzoo.serve.batching import Batcher
 
     keep_memory()
     bound_memory()
@@ -225,11 +244,10 @@ def run(connection: socket.socket) -> int:
         replies.send({"failed": f"{settings['folder']}: cannot be opened ({type(error).__name__}: {error})"})
         return 1
     replies.send({"ready": description, "pid": os.getpid()})
-    batcher = Batcher(settings["max_batch"], settings["max_wait"])
-    reader = threading.Thread(target=read_requests, args=(connection, model, batcher, replies), daemon=True)
-    reader.start()
+    intake = Intake(connection, model, replies)
+    batcher = Batcher(intake.receive, settings["max_batch"], settings["max_wait"])
     while True:
-        if model.untried and not batcher.waiting and not batcher.closed:
+        if model.untried and not batcher.waiting and not intake.there(0):
             model.try_a_size()
             continue
         batch = batcher.take()

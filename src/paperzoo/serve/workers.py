@@ -1,7 +1,7 @@
 """The model processes as the service sees them: started, fed, watched, replaced when they die, drained when they are old.
 
 Requests for a model wait in one bounded queue; each of its processes has at most two batches of them in hand, one that it
-computes and one that it has decoded already, so that it never waits for the service.
+computes and one that is there when it has done so: it never waits for the service.
 """
 
 from __future__ import annotations
