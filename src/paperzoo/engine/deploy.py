@@ -25,7 +25,7 @@ from paperzoo.engine.recipe import Recipe
 from paperzoo.errors import PaperZooError
 
 FORMAT = 1
-SPECIALISED = 4  # shapes that are kept as programs of their own, the last used ones
+SPECIALISED = 8  # shapes that are kept as programs of their own, the last used ones
 
 Runner = Callable[..., list[Tensor]]
 

@@ -254,6 +254,10 @@ class MaskedLanguageModellingRecipe(Recipe):
         lines: list[tuple[str, str]] = []
         for i in range(min(8, len(documents))):
             words = documents[i].split()[:16]
+            while words and len(self.tokenizer.encode(" ".join(words))) > self.config.max_length - 2:
+                words.pop()  # the gap in the middle has to be among the tokens that are read
+            if not words:
+                continue
             hidden = words[len(words) // 2]
             words[len(words) // 2] = "[MASK]"
             result = self.predict([" ".join(words)])[0]
