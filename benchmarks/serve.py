@@ -406,7 +406,7 @@ def described(folder: str) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "starlette", "uvicorn", "h11")},
-        "command": " ".join(["python", "benchmarks/serve.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/serve.py", *sys.argv[1:]]).replace(folder, Path(folder).name),
         "folder": Path(folder).name,
     }
 
