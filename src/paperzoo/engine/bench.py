@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from paperzoo.catalog.cards import Paper, papers
 from paperzoo.engine.inference import make_ready
 from paperzoo.engine.parity import Pair
 from paperzoo.engine.runtime import channels_last
-from paperzoo.engine.stopwatch import peak_memory
+from paperzoo.engine.stopwatch import Child, enough_calls, peak_memory, timed
 from paperzoo.errors import PaperZooError, UnknownName
 
 MEASURES = ("inference, batch 1", "inference, batch 8", "training step")
@@ -97,7 +96,8 @@ def measure_once(
 ) -> dict[str, Any]:
     """One measure in fresh processes: one with both sides, or one a side, asked in turn."""
     groups = [sides] if way == "like_for_like" else [[side] for side in sides]
-    children = [Child(model, measure, way, group, threads, device) for group in groups]
+    task = {"model": model, "measure": measure, "way": way, "threads": threads, "device": device}
+    children = [Child(task | {"sides": group}, __name__) for group in groups]
     try:
         homes = {side: child for child, group in zip(children, groups, strict=True) for side in group}
         for side in sides:  # warm-up, and the number of calls that make a round long enough to time
@@ -121,36 +121,6 @@ def measure_once(
         low, middle, high = statistics.quantiles(ratios, n=4)
         row["ratio"] = {"median": middle, "quartiles": [low, high]}
     return row
-
-
-class Child:
-    """A process of its own that times what it is told to."""
-
-    def __init__(self, model: str, measure: str, way: str, sides: list[str], threads: int | None, device: str) -> None:
-        arguments = json.dumps(
-            {"model": model, "measure": measure, "way": way, "sides": sides, "threads": threads, "device": device}
-        )
-        command = [sys.executable, "-c", "from paperzoo.engine.bench import child; child()", arguments]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
-        )
-
-    def ask(self, question: str) -> str:
-        try:
-            self.process.stdin.write(question + "\n")
-            self.process.stdin.flush()
-            while True:
-                line = self.process.stdout.readline()
-                if not line:
-                    raise PaperZooError("a measuring process ended early; its message stands above")
-                if line.startswith("answer "):  # libraries print, too
-                    return line.removeprefix("answer ").strip()
-        except BrokenPipeError:
-            raise PaperZooError("a measuring process ended early; its message stands above") from None
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30)
 
 
 def child() -> None:
@@ -177,7 +147,7 @@ def child() -> None:
             calls[side]()
             while time.perf_counter() - started < 0.5:
                 calls[side]()
-            repeats[side] = max(1, min(200, round(0.1 / max(1e-5, timed(calls[side], 1, task["device"])))))
+            repeats[side] = enough_calls(calls[side], task["device"])
             answer: Any = repeats[side]
         elif word == "time":
             answer = timed(calls[side], repeats[side], task["device"])
@@ -215,19 +185,6 @@ def prepare(
         optimizer.step()
 
     return learn
-
-
-def timed(call: Callable[[], None], repeats: int, device: str) -> float:
-    """Seconds a call."""
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    if cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / repeats
 
 
 def machine(device: str, threads: int | None) -> dict[str, Any]:

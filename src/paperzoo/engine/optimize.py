@@ -160,7 +160,7 @@ class Bench:
         """Call it once in a process of its own: what crashes there does not take this one along."""
         saved = self.work / "example.pt"
         torch.save(self.inputs, saved)
-        child = Child(self.task(candidate) | {"threads": 1, "inputs": str(saved)}, quiet=True)
+        child = Child(self.task(candidate) | {"threads": 1, "inputs": str(saved)}, threads=1, quiet=True)
         try:
             child.ask("call 1")
             child.ask("call 3")
@@ -464,7 +464,7 @@ def judge(bench: Bench, recipe: Recipe, candidate: Candidate, eager: Candidate, 
             value = evaluated(bench, recipe, run)[name]
             return value if mode == "max" else -value
 
-        quantise.quantise_openvino_within(
+        quantise.quantise_openvino(
             bench.work / "model.xml", target, bench.calibration, bench.transformer, metric, max_drop
         )
         bench.compare(candidate)

@@ -216,8 +216,17 @@ def sensitivity(source: Path, quantised: Path, rows: Rows) -> list[str]:
 # -- OpenVINO ------------------------------------------------------------------------------------------------------------
 
 
-def quantise_openvino(source: Path, target: Path, rows: Rows, transformer: bool) -> None:
+def quantise_openvino(
+    source: Path,
+    target: Path,
+    rows: Rows,
+    transformer: bool,
+    metric: Callable[[Any], float] | None = None,
+    max_drop: float = 0.0,
+) -> None:
     """An OpenVINO model as an int8 one, by NNCF's post-training quantisation.
+
+    With a `metric` of the compiled model, layers go back to fp32 until it has lost at most `max_drop`, relatively.
 
     Raises:
         PaperZooError: where NNCF is missing or gives up.
@@ -227,31 +236,19 @@ def quantise_openvino(source: Path, target: Path, rows: Rows, transformer: bool)
         with silence():
             model = openvino.Core().read_model(str(source))
             data = nncf.Dataset(rows, lambda row: tuple(x.numpy() for x in row))
-            made = nncf.quantize(model, data, subset_size=len(rows), **kind(nncf, transformer))
-            openvino.save_model(made, str(target), compress_to_fp16=False)
-    except Exception as error:
-        raise PaperZooError(f"NNCF cannot quantise this network: {str(error).strip().splitlines()[0][:200]}") from error
-
-
-def quantise_openvino_within(
-    source: Path, target: Path, rows: Rows, transformer: bool, metric: Callable[[Any], float], max_drop: float
-) -> None:
-    """As `quantise_openvino`, layers going back to fp32 until `metric` of the compiled model has lost at most `max_drop`, relatively."""
-    nncf, openvino = need_nncf()
-    try:
-        with silence():
-            model = openvino.Core().read_model(str(source))
-            data = nncf.Dataset(rows, lambda row: tuple(x.numpy() for x in row))
-            made = nncf.quantize_with_accuracy_control(
-                model,
-                data,
-                data,
-                validation_fn=lambda compiled, _: (metric(compiled), None),
-                max_drop=max_drop,
-                drop_type=nncf.DropType.RELATIVE,
-                subset_size=len(rows),
-                **kind(nncf, transformer),
-            )
+            options = kind(nncf, transformer) | {"subset_size": len(rows)}
+            if metric is None:
+                made = nncf.quantize(model, data, **options)
+            else:
+                made = nncf.quantize_with_accuracy_control(
+                    model,
+                    data,
+                    data,
+                    validation_fn=lambda compiled, _: (metric(compiled), None),
+                    max_drop=max_drop,
+                    drop_type=nncf.DropType.RELATIVE,
+                    **options,
+                )
             openvino.save_model(made, str(target), compress_to_fp16=False)
     except Exception as error:
         raise PaperZooError(f"NNCF cannot quantise this network: {str(error).strip().splitlines()[0][:200]}") from error

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def compare(
         raise PaperZooError(f"rounds is {rounds}; at least 3 are needed for a median with a spread")
     found = {name: Timing() for name in tasks}
     for count in threads:
-        children = {name: Child(task | {"threads": count, "inputs": str(inputs)}) for name, task in tasks.items()}
+        children = {
+            name: Child(task | {"threads": count, "inputs": str(inputs)}, threads=count) for name, task in tasks.items()
+        }
         try:
             for batch in batches:
                 times: dict[str, list[float]] = {name: [] for name in children}
@@ -87,11 +90,16 @@ def compare(
 
 
 class Child:
-    """The measuring process of one task. `quiet`: what it writes to the standard error is dropped."""
+    """A process of its own that times what it is told to: `child` of a module, with a task as JSON.
 
-    def __init__(self, task: dict[str, Any], quiet: bool = False) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"])}
-        command = [sys.executable, "-c", "from paperzoo.engine.stopwatch import child; child()", json.dumps(task)]
+    `quiet`: what it writes to the standard error is dropped.
+    """
+
+    def __init__(
+        self, task: dict[str, Any], module: str = __name__, threads: int | None = None, quiet: bool = False
+    ) -> None:
+        environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        command = [sys.executable, "-c", f"from {module} import child; child()", json.dumps(task)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -118,7 +126,7 @@ class Child:
     def close(self) -> None:
         try:
             self.process.stdin.close()
-            self.process.wait(10)
+            self.process.wait(30)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             self.process.kill()
             self.process.wait()
@@ -155,10 +163,10 @@ def child() -> None:
             while calls < 2 or time.perf_counter() - started < 3 * ROUND:
                 call(*inputs)
                 calls += 1
-            repeats[size] = max(1, min(200, round(ROUND / max(1e-5, seconds(call, inputs, 1)))))
+            repeats[size] = enough_calls(lambda inputs=inputs: call(*inputs))
             print("answer", repeats[size], flush=True)
         else:
-            print("answer", seconds(call, inputs, repeats[size]), flush=True)
+            print("answer", timed(lambda inputs=inputs: call(*inputs), repeats[size]), flush=True)
 
 
 def plain_network(task: dict[str, Any]) -> torch.nn.Module:
@@ -186,8 +194,19 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def seconds(call: Any, inputs: tuple, repeats: int) -> float:
+def timed(call: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
+    """Seconds a call."""
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(repeats):
-        call(*inputs)
+        call()
+    if cuda:
+        torch.cuda.synchronize()
     return (time.perf_counter() - started) / repeats
+
+
+def enough_calls(call: Callable[[], Any], device: str = "cpu") -> int:
+    """How many calls make a round that is long enough to time."""
+    return max(1, min(200, round(ROUND / max(1e-5, timed(call, 1, device)))))
