@@ -2,7 +2,7 @@
 
 A batch is (images, masks): float32 (B, 3, H, W), normalised with the mean and deviation in `facts`; int64 (B, H, W), class ids in
 0 … num_classes - 1 and `ignore_index` (255) where nothing counts. A network maps images to logits (B, num_classes, H, W) at the
-size of its input; in training it may return {"out": logits, "aux": logits} with an auxiliary head's. Any height and width that the
+size of its input; in training it may return {"out": logits, "aux": logits} with an auxiliary head's (or a list of several heads'). Any height and width that the
 network accepts is legal: evaluation and prediction run on each image at its own size. A prediction is a `Segmentation`.
 """
 
@@ -215,14 +215,20 @@ class SegmentationRecipe(Recipe):
         counted = (masks != self.config.ignore_index).sum().float()
         return summed / self.runtime.mean(counted).clamp(min=1)
 
+    def training_loss(self, output: dict[str, Any], masks: Tensor) -> Tensor:
+        """The loss of what the network returned in training: of its logits, and weighed of each auxiliary head's."""
+        loss = self.loss(output["out"], masks)
+        heads = output.get("aux", [])
+        for logits in heads if isinstance(heads, list | tuple) else [heads]:
+            loss = loss + self.config.aux_weight * self.loss(logits, masks)
+        return loss
+
     def step(self, batch: tuple[Tensor, Tensor]) -> dict:
         images, masks = batch
         self.model.train()
         output = self.model(images)
-        logits = output["out"] if isinstance(output, dict) else output
-        loss = self.loss(logits, masks)
-        if isinstance(output, dict) and "aux" in output:
-            loss = loss + self.config.aux_weight * self.loss(output["aux"], masks)
+        output = output if isinstance(output, dict) else {"out": output}
+        logits, loss = output["out"], self.training_loss(output, masks)
         counted = masks != self.config.ignore_index
         hits = (logits.detach().argmax(1) == masks)[counted].float().sum() / counted.sum().clamp(min=1)
         return {"loss": loss, "train_pixel_accuracy": hits}
