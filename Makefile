@@ -1,11 +1,12 @@
 # make quickstart   install into .venv, then run the first paper
 # make web          what the web pages include, from web/ (needs npm; without it, pip brings one)
 # make test         install into .venv, then everything that CI checks
+# make prove        the same with every paper learning anew; then records with which code each has passed
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: web quickstart test install install-dev lint verify bench clean
+.PHONY: web quickstart test prove install install-dev lint verify bench clean
 
 quickstart: .venv/.installed
 	$(BIN)/paperzoo run wide_resnet
@@ -14,6 +15,10 @@ test: .venv/.installed-dev web
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+prove: .venv/.installed-dev web
+	OMP_NUM_THREADS=1 PAPERZOO_EVERY_STEP=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_contract.py
+	$(BIN)/python -m paperzoo.catalog.fingerprint
 
 verify: .venv/.installed-dev
 	$(BIN)/paperzoo verify --all --processes 2

@@ -600,3 +600,34 @@ def test_entries_of_works_that_are_gone_are_kept(own_shelf):
     assert {e["slug"] for e in shelf.entries()} == {"fpn", "a_work_that_was_renamed"}
     done = subprocess.run([sys.executable, "-m", "paperzoo", "shelf"], capture_output=True, text=True)
     assert done.returncode == 0 and "a_work_that_was_renamed" in done.stdout and "(no longer" in done.stdout
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_covers_what_a_paper_imports_and_the_models_it_names():
+    from paperzoo.catalog.fingerprint import SOURCE, closure
+
+    def parts(slug):
+        files = [p for p in papers()[slug].path.iterdir() if p.suffix == ".py"]
+        return {p.relative_to(SOURCE).as_posix() for p in closure(files)}
+
+    assert {"tasks/detection.py", "blocks/boxes.py", "papers/detection/fpn/model.py"} <= parts("retinanet")
+    assert "papers/classification/resnet/model.py" in parts("random_erasing")  # by its name in the recipe alone
+
+
+def test_fingerprint_changes_with_the_code_but_not_with_the_notes(tmp_path):
+    import dataclasses
+    import shutil
+
+    from paperzoo.catalog.fingerprint import fingerprint
+
+    paper = papers()["random_erasing"]
+    folder = tmp_path / "random_erasing"
+    shutil.copytree(paper.path, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = dataclasses.replace(paper, path=folder)
+    before = fingerprint(copy)
+    (folder / "notes.md").write_text("other words")
+    assert fingerprint(copy) == before
+    (folder / "technique.py").write_text((folder / "technique.py").read_text() + "\nlater = 1\n")
+    assert fingerprint(copy) != before
