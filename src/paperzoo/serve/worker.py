@@ -26,6 +26,7 @@ from paperzoo.serve.limits import Limits, Refused
 from paperzoo.serve.lines import log_lines
 from paperzoo.serve.wire import frame, receive_frame
 
+QUIET = 0.5  # seconds without a request, after which a size of batch may be tried: trying takes as long as answering
 LARGE = 16 * 1024 * 1024  # bytes of a batch's decoded inputs; what the network needed for them is given back
 
 logger = logging.getLogger("paperzoo.serve")
@@ -247,7 +248,7 @@ def run(connection: socket.socket) -> int:
     intake = Intake(connection, model, replies)
     batcher = Batcher(intake.receive, settings["max_batch"], settings["max_wait"])
     while True:
-        if model.untried and not batcher.waiting and not intake.there(0):
+        if model.untried and not batcher.waiting and not intake.there(QUIET):
             model.try_a_size()
             continue
         batch = batcher.take()
