@@ -37,7 +37,7 @@ def bench(
     rounds: int = 15,
     threads: int | None = None,
     device: str = "cpu",
-    out: Path | None = None,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure a model; see the module's docstring.
 
@@ -71,7 +71,7 @@ def bench(
     if out is not None:
         from paperzoo.engine.files import write_text
 
-        write_text(out, json.dumps(result, indent=1) + "\n")
+        write_text(Path(out), json.dumps(result, indent=1) + "\n")
     return result
 
 
