@@ -305,6 +305,7 @@ def verify(
     wanted: list[str], all_papers: bool, steps: list[str], json: bool, processes: int = 1, write: bool = False
 ) -> int:
     """Climb, print, and with `--all` or `--write` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
+    from paperzoo.catalog.fingerprint import record
     from paperzoo.engine.files import write_text
     from paperzoo.engine.verify import readme_table, refuse_unknown_steps, status_data, status_page
 
@@ -325,6 +326,7 @@ def verify(
         status = {slug: known[slug] for slug, paper in papers().items() if paper.has_code and slug in known}
     if (all_papers or write) and not steps:
         write_text(PATH, json_module.dumps(status, indent=1, ensure_ascii=False) + "\n")
+        record(paper for paper in found if all(step.ok for step in results[paper.slug]))
         root = Path(__file__).parents[2]
         if (root / "pyproject.toml").exists():
             write_text(root / "STATUS.md", status_page(papers(), status))
