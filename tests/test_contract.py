@@ -64,7 +64,7 @@ def test_files_are_read_in_one_sitting(slug):
 def test_references_are_imported_only_where_they_are_compared(slug):
     """Peers are development-only: no file but parity.py names them, and that one only inside functions."""
     peers = {"timm", "transformers", "pytorchcv", "captum", "pytorch_grad_cam", "deepctr_torch", "torch_rechub"}
-    peers |= {"neuralop", "deepxde", "stable_baselines3", "pytorch_metric_learning"}
+    peers |= {"neuralop", "deepxde", "stable_baselines3", "pytorch_metric_learning", "monai", "segmentation_models_pytorch"}
     for path in papers()[slug].path.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         nodes = tree.body if path.name == "parity.py" else list(ast.walk(tree))
