@@ -1,7 +1,7 @@
 # make quickstart   install into .venv, then run the first paper
 # make web          what the web pages include, from web/ (needs npm; without it, pip brings one)
 # make test         install into .venv, then everything that CI checks
-# make prove        the same with every paper learning anew; then records with which code each has passed
+# make prove        the same with every paper learning anew; then writes STATUS.md, and with which code each has passed
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
@@ -17,8 +17,9 @@ test: .venv/.installed-dev web
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 prove: .venv/.installed-dev web
-	OMP_NUM_THREADS=1 PAPERZOO_EVERY_STEP=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_contract.py
-	$(BIN)/python -m paperzoo.catalog.fingerprint
+	rm -rf .proof && mkdir .proof
+	OMP_NUM_THREADS=1 PAPERZOO_PROOF=$(CURDIR)/.proof $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m paperzoo.engine.proof .proof
 
 verify: .venv/.installed-dev
 	$(BIN)/paperzoo verify --all --processes 2

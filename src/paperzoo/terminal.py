@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paperzoo.catalog.cards import find, papers
-from paperzoo.catalog.status import PATH, read_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -229,11 +228,14 @@ def exported(result: Any, json: bool) -> None:
                 "format": result.format,
                 "difference": result.difference,
                 "agrees": result.agrees,
+                "checked": result.checked,
+                "fixed": result.fixed,
             }
         )
     verdict = "agrees" if result.agrees else "does NOT agree"
     print(
-        f"{result.path}: {verdict} with the network, largest difference {result.difference:.2e} at outputs up to {result.scale:.3g}"
+        f"{result.path}: {verdict} with the network, largest difference {result.difference:.2e} at outputs up to {result.scale:.3g}, "
+        f"at {result.sizes}"
     )
 
 
@@ -306,8 +308,8 @@ def verify(
 ) -> int:
     """Climb, print, and with `--all` or `--write` write STATUS.md and the status the catalogue shows. 1 if a step failed."""
     from paperzoo.catalog.fingerprint import record
-    from paperzoo.engine.files import write_text
-    from paperzoo.engine.verify import readme_table, refuse_unknown_steps, status_data, status_page
+    from paperzoo.engine.proof import write_status
+    from paperzoo.engine.verify import refuse_unknown_steps, status_data
 
     chosen = refuse_unknown_steps(steps)
     found = [p for p in papers().values() if p.has_code] if all_papers else [find(n) for n in wanted]
@@ -321,19 +323,11 @@ def verify(
     status = status_data(results)
     if json:
         emit(status)
-    if write and not all_papers:  # the others keep what they had
-        known = read_status() | status
-        status = {slug: known[slug] for slug, paper in papers().items() if paper.has_code and slug in known}
     if (all_papers or write) and not steps:
-        write_text(PATH, json_module.dumps(status, indent=1, ensure_ascii=False) + "\n")
         record(paper for paper in found if all(step.ok for step in results[paper.slug]))
-        root = Path(__file__).parents[2]
-        if (root / "pyproject.toml").exists():
-            write_text(root / "STATUS.md", status_page(papers(), status))
-            readme = root / "README.md"
-            write_text(readme, readme_table(readme.read_text(encoding="utf-8"), papers(), status))
-            if not json:
-                print(f"wrote {root / 'STATUS.md'}")
+        page = write_status(status, keep_others=not all_papers)
+        if page is not None and not json:
+            print(f"wrote {page}")
     return int(any(not step.ok for steps in results.values() for step in steps))
 
 

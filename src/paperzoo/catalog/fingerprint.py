@@ -1,9 +1,7 @@
 """Which code a paper's proof belongs to: a hash over its folder and over everything of ours that it is made of.
 
 A paper that has climbed the ladder need not learn again while its fingerprint stays the same. The engine is not part of it;
-what it does is watched by a sample of papers that always learn.
-
-    python -m paperzoo.catalog.fingerprint      record all papers as they are, after all have passed (`make prove`)
+what it does is watched by a sample of papers that always learn. `make prove` and `paperzoo verify --write` record fingerprints.
 """
 
 from __future__ import annotations
@@ -96,7 +94,3 @@ def record(proved: Iterable[Paper]) -> None:
     known = recorded() | {paper.slug: fingerprint(paper) for paper in proved}
     kept = {slug: known[slug] for slug in sorted(known) if slug in papers()}
     write_text(PATH, json.dumps(kept, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    record(p for p in papers().values() if p.has_code)
