@@ -47,6 +47,19 @@ while time.monotonic() - began < seconds:
     count += 1
 print(json.dumps(count / (time.monotonic() - began)))
 """
+PACED = (
+    BARE[: BARE.index("count, began")]
+    + """
+rate, seen, due = float(sys.argv[4]), [], time.monotonic()
+until = due + seconds
+while due < until:
+    time.sleep(max(0.0, due - time.monotonic()))
+    once()
+    seen.append((time.monotonic() - due, 200))
+    due += 1 / rate
+print(json.dumps(seen))
+"""
+)
 
 
 # -- a service ---------------------------------------------------------------------------------------------------------
@@ -229,6 +242,17 @@ def bare(folder: str, content: bytes, seconds: float) -> float:
     return json.loads(out)
 
 
+def paced(folder: str, content: bytes, seconds: float, rate: float) -> dict[str, Any]:
+    """The bare engine at a rate, latencies from the moment a prediction was due: what this machine itself does to the tail."""
+    path = FOLDER / ".sample"
+    path.write_bytes(content)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    words = [sys.executable, "-c", PACED, folder, str(path), str(seconds), str(rate)]
+    out = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    path.unlink()
+    return summary(json.loads(out), seconds)
+
+
 def start(folder: str, rounds: int) -> dict[str, Any]:
     """From the command to the first moment at which every model answers."""
     seconds = []
@@ -257,13 +281,14 @@ def capacity(folder: str, content: bytes, kind: str, seconds: float, rounds: int
 
 
 def steady(folder: str, content: bytes, kind: str, rate: float, seconds: float) -> dict[str, Any]:
-    """At a part of capacity: evenly spaced, and a tenth of the time with random (Poisson) arrivals."""
+    """At a part of capacity: evenly spaced, and a tenth of the time with random (Poisson) arrivals; and the bare engine, for a third of it."""
     asked = request(content, kind)
+    alone = paced(folder, content, seconds / 3, rate)
     with serving(folder) as service:
         asyncio.run(open_loop(service.port, asked, rate, 3, False))
         even = asyncio.run(open_loop(service.port, asked, rate, seconds, False))
         loose = asyncio.run(open_loop(service.port, asked, rate, max(10.0, seconds / 10), True))
-    return {"rate_per_s": round(rate, 1), "even": even, "poisson": loose}
+    return {"rate_per_s": round(rate, 1), "even": even, "poisson": loose, "bare_even": alone}
 
 
 def overload(folder: str, content: bytes, kind: str, rate: float, seconds: float) -> dict[str, Any]:

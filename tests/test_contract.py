@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +15,16 @@ from paperzoo.catalog.cards import papers, variants
 from paperzoo.catalog.fingerprint import proven, sampled
 from paperzoo.catalog.schema import check
 from paperzoo.engine.checkpoint import read_checkpoint
+from paperzoo.engine.export import BATCHES
 from paperzoo.engine.loop import Settings, fit
 from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.run import build, write_config
-from paperzoo.engine.verify import LADDER, resumes_exactly, verify
+from paperzoo.engine.sizes import candidates
+from paperzoo.engine.verify import LADDER, resumes_exactly, status_data, verify
 
 EVERY = sorted(papers())
 WITH_CODE = [slug for slug in EVERY if papers()[slug].has_code]
+PROOF = os.environ.get("PAPERZOO_PROOF")
 FILES = {"model": ["model.py"], "method": [], "technique": ["technique.py"], "reading": []}
 
 
@@ -64,7 +69,14 @@ def test_files_are_read_in_one_sitting(slug):
 def test_references_are_imported_only_where_they_are_compared(slug):
     """Peers are development-only: no file but parity.py names them, and that one only inside functions."""
     peers = {"timm", "transformers", "pytorchcv", "captum", "pytorch_grad_cam", "deepctr_torch", "torch_rechub"}
-    peers |= {"neuralop", "deepxde", "stable_baselines3", "pytorch_metric_learning", "monai", "segmentation_models_pytorch"}
+    peers |= {
+        "neuralop",
+        "deepxde",
+        "stable_baselines3",
+        "pytorch_metric_learning",
+        "monai",
+        "segmentation_models_pytorch",
+    }
     for path in papers()[slug].path.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         nodes = tree.body if path.name == "parity.py" else list(ast.walk(tree))
@@ -116,14 +128,16 @@ def test_ladder(slug):
     """A step passes, does not apply for a stated reason, or waits for data.
 
     Papers whose code is what it was when they last passed, down to the parts that they import, do not learn again, but for a
-    sample of them; PAPERZOO_EVERY_STEP=1 (`make prove`) lets all of them learn.
+    sample of them. With a folder in PAPERZOO_PROOF (`make prove`) all of them learn, and what was seen is left there.
     """
     steps = verify(papers()[slug], LADDER if must_learn(slug) else tuple(s for s in LADDER if s != "learns"))
+    if PROOF:
+        Path(PROOF, f"{slug}.json").write_text(json.dumps(status_data({slug: steps})[slug], indent=1))
     assert [f"{s.name}: {s.text}" for s in steps if not s.ok] == []
 
 
 def must_learn(slug: str) -> bool:
-    return bool(os.environ.get("PAPERZOO_EVERY_STEP")) or sampled(slug) or not proven(papers()[slug])
+    return bool(PROOF) or sampled(slug) or not proven(papers()[slug])
 
 
 @pytest.mark.parametrize("slug", [slug for slug in WITH_CODE if not must_learn(slug)])
@@ -153,3 +167,6 @@ def test_a_run_goes_end_to_end(slug, tmp_path):
     assert result.metrics and result.report.stat().st_size > 10_000
     assert all(isinstance(value, float) for value in result.metrics.values())
     assert (result.export is not None) == ("deploys" not in papers()[slug].card.get("not_applicable", {}))
+    if result.export is not None:  # at two further sizes, or it says why not; some inputs have no sizes
+        further = len(result.export.checked) - len(BATCHES)
+        assert further == 2 or result.export.fixed or not candidates(result.recipe.example())

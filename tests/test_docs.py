@@ -137,7 +137,7 @@ def test_readme_commands_of_deployment_run(tmp_path):
     for line in lines:
         line = line.replace("path/to/imagefolder", "digits").replace("--max-drop 0.005", "")
         line = line.replace("--tune-steps 200", "--tune-steps 2")
-        more = " --target onnxruntime --rounds 3" + (" --max-drop 1" if "int8" in line else "")
+        more = " --target onnxruntime --rounds 3" + (" --max-drop 1 --min-same 0" if "int8" in line else "")
         done = run(line + more)
         assert done.returncode == 0 and "wrote" in done.stdout, done.stderr[-2000:]
     code = next(code for _, code in blocks(README, "console") if "curl" in code)

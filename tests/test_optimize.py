@@ -115,6 +115,7 @@ def test_nothing_is_left_beside_the_folder(optimised):
         ({"precision": "int4"}, "precision 'int4' is not known"),
         ({"ranges": "best"}, "ranges 'best' is not known"),
         ({"max_drop": -0.1}, "max_drop is -0.1"),
+        ({"min_same": 1.5}, "min_same is 1.5"),
         ({"tune_steps": 5}, "tune_steps is 5; .* before precision int8"),
         ({"target": "inductor", "precision": "int8"}, "int8 is for ONNX Runtime and OpenVINO"),
     ],
@@ -178,8 +179,31 @@ def test_the_most_sensitive_layer_is_found(tmp_path):
         found = OnnxRuntime(tmp_path / "kept.onnx")(rows[0][0])[0]
         with torch.inference_mode():
             errors[kept] = float((found - network(rows[0][0])).square().mean())
-    assert len(order) == 3
+    assert len(order) == 4  # three convolutions and the concatenation
     assert errors[order[0]] <= errors[order[-1]]
+
+
+def test_layers_are_kept_by_their_onnx_names_in_openvino(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    torch.manual_seed(0)
+    rows = [(torch.randn(1, 8, 8, 8),) for _ in range(8)]
+    bench = bench_of(OneBadLayer().eval(), (torch.randn(2, 8, 8, 8),), tmp_path, calibration=rows)
+    bench.build("openvino", "fp32")
+
+    def rounded(keep) -> int:
+        path = tmp_path / bench.quantise("openvino", "minmax", keep)
+        return sum(op.get_type_name() == "FakeQuantize" for op in openvino.Core().read_model(str(path)).get_ops())
+
+    order = bench.sensitivity("minmax")
+    assert 0 == rounded(order) < rounded(order[:2]) < rounded([])
+
+
+def test_int8_that_changes_too_many_answers_is_refused(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantise, "kept_counts", lambda total: [0, 1])
+    monkeypatch.setattr(Bench, "compare", lambda bench, candidate: setattr(candidate, "same", 0.5))
+    with pytest.raises(PaperZooError, match=r"leaves 50.0% of the answers as they were, fewer than 99.0%"):
+        optimize.optimize(finished, tmp_path / "out", target="onnxruntime", precision="int8", max_drop=1.0, rounds=3)
 
 
 def test_layers_go_back_until_the_metric_is_kept(finished, tmp_path, monkeypatch):

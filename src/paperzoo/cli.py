@@ -221,9 +221,15 @@ def export(
     format: Annotated[str, typer.Option(help="onnx, or torch for a torch.export program.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="The file; default: in the run's folder.")] = None,
     weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
+    fixed_size: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-size", help="Only the batch may differ; else other sizes may, too, where the network takes them."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Export a finished run's network, and check the export against it."""
+    """Export a finished run's network, and check the export against it at several batches and sizes."""
     from paperzoo import terminal
 
     terminal.prepare_process()
@@ -231,7 +237,8 @@ def export(
     from paperzoo.engine.run import load, run_folder
 
     path = out or run_folder(source) / ("model.onnx" if format == "onnx" else "model.pt2")
-    terminal.exported(export_network(load(source, device="cpu", weights=weights), path, format), json)
+    recipe = load(source, device="cpu", weights=weights)
+    terminal.exported(export_network(recipe, path, format, any_size=False if fixed_size else None), json)
 
 
 @app.command(
@@ -252,6 +259,7 @@ def optimize(
         str | None, typer.Option(help="Data for int8 ranges, as for train --data; default: the run's own.")
     ] = None,
     max_drop: Annotated[float, typer.Option(help="The share of the task's metric that int8 may cost.")] = 0.01,
+    min_same: Annotated[float, typer.Option(help="The share of the answers that int8 must leave as they are.")] = 0.99,
     ranges: Annotated[
         str, typer.Option(help="How int8 ranges are found: minmax, entropy or percentile.")
     ] = "percentile",
@@ -276,6 +284,7 @@ def optimize(
             precision,
             calibrate,
             max_drop,
+            min_same,
             ranges,
             dynamic,
             rounds,

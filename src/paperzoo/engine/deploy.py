@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
+from paperzoo.engine.explain import first_line
+from paperzoo.engine.export import onnx_session, run_session
 from paperzoo.engine.recipe import Recipe
 from paperzoo.errors import PaperZooError
 
@@ -66,19 +68,13 @@ class OnnxRuntime(Specialised):
         self.names: list[str] = []
 
     def build(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self.threads or torch.get_num_threads()
-        for symbols, shape in zip(self.described(), shapes, strict=True):
-            for symbol, size in zip(symbols, shape, strict=True):
-                if isinstance(symbol, str):
-                    options.add_free_dimension_override_by_name(symbol, size)
-        try:
-            return onnxruntime.InferenceSession(str(self.path), options, providers=self.providers)
-        except Exception as error:
-            raise PaperZooError(f"{self.path}: ONNX Runtime does not accept it: {first_line(error)}") from error
+        sizes = {
+            symbol: size
+            for symbols, shape in zip(self.described(), shapes, strict=True)
+            for symbol, size in zip(symbols, shape, strict=True)
+            if isinstance(symbol, str)
+        }
+        return onnx_session(self.path, self.threads, self.providers, sizes)
 
     def described(self) -> list[list[Any]]:
         """Each input's sizes, a name where one is open."""
@@ -96,11 +92,7 @@ class OnnxRuntime(Specialised):
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         session = self.program(inputs)
-        feed = {name: x.contiguous().numpy() for name, x in zip(self.names, inputs, strict=True)}
-        try:
-            return [torch.from_numpy(y) for y in session.run(None, feed)]
-        except Exception as error:
-            raise PaperZooError(f"{self.path}: ONNX Runtime stopped: {first_line(error)}") from error
+        return run_session(session, self.names, inputs, self.path)
 
 
 class OpenVINO(Specialised):
@@ -196,13 +188,6 @@ def tensorrt_providers() -> list[str]:
     return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def first_line(error: BaseException) -> str:
-    """What the innermost cause of an error says first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
 # -- the engine in the network's place -----------------------------------------------------------------------------------
 
 
@@ -212,11 +197,13 @@ class Signature:
     Args:
         inputs: [size or None where it is open, …] and the dtype of each.
         outputs: the structure, as `torch.utils._pytree` writes it.
+        structure: that of the arguments where they are nested; None for tensors in a row.
     """
 
-    def __init__(self, inputs: list[tuple[list[int | None], str]], outputs: str) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(self, inputs: list[tuple[list[int | None], str]], outputs: str, structure: str | None = None) -> None:
+        self.inputs, self.outputs, self.structure = inputs, outputs, structure
         self.spec: TreeSpec = treespec_loads(outputs)
+        self.arguments = None if structure is None else treespec_loads(structure)
 
     @classmethod
     def of(cls, network: nn.Module, inputs: Sequence[Tensor], open_sizes: Sequence[Sequence[int]]) -> Signature:
@@ -225,8 +212,6 @@ class Signature:
         Raises:
             PaperZooError: for outputs that are not tensors.
         """
-        from torch.utils._pytree import tree_flatten
-
         with torch.inference_mode():
             leaves, spec = tree_flatten(network(*inputs))
         if not all(isinstance(x, Tensor) for x in leaves):
@@ -236,11 +221,24 @@ class Signature:
             for x, where in zip(inputs, open_sizes, strict=True)
         ]
         return cls(
-            [(s, str(x.dtype).removeprefix("torch.")) for s, x in zip(sizes, inputs, strict=True)], treespec_dumps(spec)
+            [(s, str(x.dtype).removeprefix("torch.")) for s, x in zip(sizes, inputs, strict=True)],
+            treespec_dumps(spec),
+            getattr(network, "structure", None),
         )
 
-    def accepts(self, args: tuple, kwargs: dict) -> bool:
-        return not kwargs and len(args) == len(self.inputs) and all(map(self.fits, args, self.inputs))
+    def tensors(self, args: tuple, kwargs: dict) -> Sequence[Tensor] | None:
+        """The program's inputs in the arguments of a call; None where it cannot take the call."""
+        if kwargs:
+            return None
+        if self.arguments is not None:
+            args, spec = tree_flatten(args)
+            if spec != self.arguments:
+                return None
+        return args if self.takes(args) else None
+
+    def takes(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are inputs of the program."""
+        return len(tensors) == len(self.inputs) and all(map(self.fits, tensors, self.inputs))
 
     @staticmethod
     def fits(value: Any, wanted: tuple[list[int | None], str]) -> bool:
@@ -260,30 +258,45 @@ class Signature:
 class Installed:
     """An engine as a network's forward; `calls` counts what it answered, `passed_on` what went to the network itself."""
 
-    def __init__(self, network: nn.Module, runner: Runner, signature: Signature) -> None:
+    def __init__(self, network: nn.Module, runner: Runner, signature: Signature, method: str = "forward") -> None:
         self.network, self.runner, self.signature = network, runner, signature
-        self.eager = network.forward
+        self.eager = getattr(network, method)
         self.calls = self.passed_on = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.network.training or torch.is_grad_enabled() or not self.signature.accepts(args, kwargs):
+        untouched = self.network.training or torch.is_grad_enabled()
+        tensors = None if untouched else self.signature.tensors(args, kwargs)
+        if tensors is None:
             self.passed_on += 1
             return self.eager(*args, **kwargs)
         self.calls += 1
-        return self.signature.restore(self.runner(*args))
+        return self.signature.restore(self.runner(*tensors))
 
 
-def install(network: nn.Module, runner: Runner, signature: Signature) -> Installed:
-    """Let an engine answer the network's calls in eval mode without gradients. `network.forward` is it from now on."""
-    uninstall(network)
-    installed = Installed(network.eval(), runner, signature)
-    network.forward = installed
+def owner_of(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that a method, named with dots, belongs to, and its own name.
+
+    Raises:
+        AttributeError: if there is no such module.
+    """
+    inside, _, method = name.rpartition(".")
+    return network.get_submodule(inside), method
+
+
+def install(network: nn.Module, runner: Runner, signature: Signature, name: str = "forward") -> Installed:
+    """Let an engine answer the calls of a network's method in eval mode without gradients. The method is it from now on."""
+    uninstall(network, name)
+    network.eval()
+    owner, method = owner_of(network, name)
+    installed = Installed(owner, runner, signature, method)
+    setattr(owner, method, installed)
     return installed
 
 
-def uninstall(network: nn.Module) -> None:
-    """The network's own forward again."""
-    vars(network).pop("forward", None)
+def uninstall(network: nn.Module, name: str = "forward") -> None:
+    """The network's own method again."""
+    owner, method = owner_of(network, name)
+    vars(owner).pop(method, None)
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -332,7 +345,7 @@ def read_deployment(folder: Path) -> dict[str, Any]:
 def open_recipe(source: str | Path, threads: int | None = None) -> Recipe:
     """A recipe that predicts: from a deployed folder with its engine, from a run's folder or a paper's latest run plainly.
 
-    `recipe.deployed.forward` is an `Installed` then.
+    `recipe.deployed.forward`, or each of `recipe.engine_parts`, is an `Installed` then.
 
     Raises:
         PaperZooError: for a folder that is neither, or damaged.
@@ -349,7 +362,8 @@ def open_recipe(source: str | Path, threads: int | None = None) -> Recipe:
 
         make_ready(recipe.deployed, tuple(recipe.example()))
         return recipe
-    runner = open_engine(data["engine"], folder / data["artefact"], threads, data["precision"])
-    signature = Signature([(list(sizes), dtype) for sizes, dtype in data["inputs"]], data["outputs"])
-    install(recipe.deployed, runner, signature)
+    for name, part in (data.get("parts") or {"forward": data}).items():
+        runner = open_engine(data["engine"], folder / part["artefact"], threads, data["precision"])
+        inputs = [(list(sizes), dtype) for sizes, dtype in part["inputs"]]
+        install(recipe.deployed, runner, Signature(inputs, part["outputs"], part.get("structure")), name)
     return recipe

@@ -24,17 +24,19 @@ import paperzoo
 from paperzoo.engine import quantise
 from paperzoo.engine.deploy import (
     FORMAT,
+    Installed,
     Signature,
     checksum,
-    first_line,
     install,
     need_openvino,
     open_engine,
     tensorrt_providers,
     uninstall,
 )
+from paperzoo.engine.explain import first_line
 from paperzoo.engine.export import quiet, resize_batch, tensors
 from paperzoo.engine.inference import make_ready
+from paperzoo.engine.parts import WHOLE, Part, Team, watched
 from paperzoo.engine.quantisation_aware import tune
 from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.stopwatch import Child, Timing, compare
@@ -117,6 +119,7 @@ class Bench:
         )
         self.transformer = any(isinstance(m, nn.LayerNorm) for m in network.modules())
         self._onnx: Path | None = None
+        self._order: list[str] | None = None
         self.built = False
 
     @property
@@ -130,7 +133,7 @@ class Bench:
     def accepted(self, kind: str) -> quantise.Rows:
         """Rows that a program takes; the example's where there are none."""
         example = [tuple(x[i : i + 1] for x in self.inputs) for i in range(len(self.inputs[0]))]
-        return [r for r in self.seen[kind] if self.signature.accepts(r, {})] or example
+        return [r for r in self.seen[kind] if self.signature.takes(r)] or example
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -181,17 +184,14 @@ class Bench:
         self.signature = Signature.of(self.network, self.inputs, self.open_sizes)
         for path in self.work.iterdir():
             path.unlink()
-        self._onnx = None
+        self._onnx, self._order = None, None
 
     def build_onnxruntime(self, precision: str, ranges: str) -> str:
         if precision == "bf16":
             raise PaperZooError("ONNX Runtime has no bf16 kernels on a CPU")
         if precision == "fp32":
             return self.onnx().name
-        target = self.work / "model.int8.onnx"
-        dynamic = quantise.of_tokens(self.inputs)
-        quantise.quantise_onnx(self.onnx(), target, self.calibration, ranges, dynamic)
-        return target.name
+        return self.quantise("onnxruntime", ranges)
 
     def build_tensorrt(self, precision: str, ranges: str) -> str:
         tensorrt_providers()
@@ -206,11 +206,27 @@ class Bench:
                 openvino.save_model(openvino.Core().read_model(str(self.onnx())), str(plain), compress_to_fp16=False)
             except Exception as error:
                 raise PaperZooError(f"OpenVINO cannot convert this network: {first_line(error)}") from error
-        if precision != "int8":
-            return plain.name
-        target = self.work / "model.int8.xml"
-        quantise.quantise_openvino(plain, target, self.calibration, self.transformer)
+        return plain.name if precision != "int8" else self.quantise("openvino", ranges)
+
+    def quantise(self, engine: str, ranges: str, keep: Sequence[str] = ()) -> str:
+        """The exported network in int8, without the layers (ONNX nodes) to `keep`."""
+        if engine == "openvino":
+            target = self.work / "model.int8.xml"
+            quantise.quantise_openvino(self.work / "model.xml", target, self.calibration, self.transformer, keep)
+        else:
+            target = self.work / "model.int8.onnx"
+            tokens = quantise.of_tokens(self.inputs)
+            quantise.quantise_onnx(self.onnx(), target, self.calibration, ranges, tokens, keep)
         return target.name
+
+    def sensitivity(self, ranges: str) -> list[str]:
+        """The layers (ONNX nodes), those first that int8 spoils most: measured once, on ONNX Runtime's int8 network."""
+        if self._order is None:
+            quantised = self.work / "order.int8.onnx"
+            tokens = quantise.of_tokens(self.inputs)
+            quantise.quantise_onnx(self.onnx(), quantised, self.calibration, ranges, tokens)
+            self._order = quantise.sensitivity(self.onnx(), quantised, self.calibration[:16])
+        return self._order
 
     def build_inductor(self, precision: str, ranges: str) -> str:
         if precision == "int8":
@@ -269,10 +285,25 @@ class Bench:
         beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else [path.with_name(path.name + ".data")]
         return [p for p in (path, *beside) if p.exists()]
 
+    def write(self, candidate: Candidate, folder: Path) -> dict[str, Any]:
+        """A candidate's files into a folder, and their description."""
+        for path in self.files(candidate.artefact):
+            shutil.copyfile(path, folder / path.name)
+        signature = self.signature
+        described = {"artefact": candidate.artefact, "inputs": signature.inputs, "outputs": signature.outputs}
+        return described | ({"structure": signature.structure} if signature.structure else {})
+
     def size(self, candidate: Candidate) -> int:
         return sum(p.stat().st_size for p in self.files(candidate.artefact)) if candidate.artefact else 0
 
     # -- comparing ---------------------------------------------------------------------------------------------------
+
+    def install(self, runner: Any) -> list[Installed]:
+        """Let a program answer for the network."""
+        return [install(self.network, runner, self.signature)]
+
+    def uninstall(self) -> None:
+        uninstall(self.network)
 
     def runner(self, candidate: Candidate, threads: int | None = None) -> Any:
         return open_engine(candidate.engine, self.work / candidate.artefact, threads, candidate.precision)
@@ -349,6 +380,7 @@ def optimize(
     precision: str = "fp32",
     calibrate: str | None = None,
     max_drop: float = 0.01,
+    min_same: float = 0.99,
     ranges: str = "percentile",
     dynamic: bool = False,
     rounds: int = 7,
@@ -366,6 +398,7 @@ def optimize(
         precision: "fp32", "bf16" or "int8".
         calibrate: data for int8 ranges, an embedded set's name or a path; None takes the run's training data.
         max_drop: how much of the watched metric int8 may cost, relatively.
+        min_same: the share of the answers that int8 has to leave as they were, where a task's answers can be counted.
         ranges: how ONNX Runtime's int8 ranges are found: "minmax", "entropy" or "percentile".
         dynamic: images of other sizes are taken, too.
         rounds: of timing.
@@ -387,6 +420,8 @@ def optimize(
         raise PaperZooError(f"tune_steps is {tune_steps}; it is a number of steps, 1 or more, before precision int8")
     if not max_drop >= 0:
         raise PaperZooError(f"max_drop is {max_drop}; it is a share of the metric, 0 or more")
+    if not 0 <= min_same <= 1:
+        raise PaperZooError(f"min_same is {min_same}; it is a share of the answers, between 0 and 1")
     tell = on_stage or (lambda stage: None)
     run = run_folder(source)
     recipe = load(run, device="cpu", weights=weights)
@@ -408,23 +443,20 @@ def optimize(
         if precision == "int8":
             learned = load(run, device="cpu", data=calibrate) if calibrate else recipe
             calibration = quantise.captured(learned, "train", CALIBRATION)
-        bench = Bench(
-            recipe.deployed,
-            tuple(recipe.example()),
-            {"run": str(run.resolve()), "weights": str(weights) if weights else None},
-            work,
-            quantise.captured(recipe, "test", CHECKED),
-            calibration,
-            dynamic,
-            recipe.same_answers,
-        )
+        source = {"run": str(run.resolve()), "weights": str(weights) if weights else None}
+        if recipe.engine_parts == WHOLE:
+            checked = quantise.captured(recipe, "test", CHECKED)
+            inputs = tuple(recipe.example())
+            bench = Bench(recipe.deployed, inputs, source, work, checked, calibration, dynamic, recipe.same_answers)
+        else:
+            bench = team_of(recipe, source, work, dynamic)
         candidates = []
         for engine in TARGETS[1:4] if target == "auto" else (target,):
             tell(f"build {engine} {precision}")
             candidate = bench.build(engine, precision, ranges)
             candidates.append(candidate)
             if not candidate.reason:
-                judge(bench, recipe, candidate, eager, max_drop, ranges)
+                judge(bench, recipe, candidate, eager, max_drop, min_same, ranges)
         usable = [c for c in candidates if not c.reason]
         if not usable:
             reasons = "; ".join(f"{c.engine}: {c.reason}" for c in candidates)
@@ -440,57 +472,73 @@ def optimize(
     return result
 
 
+def team_of(recipe: Recipe, source: dict[str, Any], work: Path, dynamic: bool) -> Team:
+    """The recipe's parts, each on a bench in a folder of its own.
+
+    Raises:
+        PaperZooError: where evaluating calls none of them.
+    """
+    seen = watched(recipe, "test", CHECKED)
+    if not seen:
+        raise PaperZooError(
+            f"{type(recipe).__name__} predicts without calling its network, so no engine can make it faster"
+        )
+    benches = {}
+    for i, (name, calls) in enumerate(seen.items()):
+        folder = work / str(i)
+        folder.mkdir()
+        part = Part(recipe.deployed, name, calls.structure)
+        told = source | {"part": {"name": name, "structure": calls.structure}}
+        benches[name] = Bench(part, calls.example, told, folder, calls.rows, (), dynamic)
+    return Team(recipe.deployed, benches, {name: calls.calls for name, calls in seen.items()})
+
+
 def thread_counts() -> list[int]:
     return sorted({1, torch.get_num_threads()})
 
 
-def judge(bench: Bench, recipe: Recipe, candidate: Candidate, eager: Candidate, max_drop: float, ranges: str) -> None:
-    """The recipe's metrics with the candidate in the network's place; int8 gives layers back to fp32 until they are kept."""
+def judge(
+    bench: Bench | Team,
+    recipe: Recipe,
+    candidate: Candidate,
+    eager: Candidate,
+    max_drop: float,
+    min_same: float,
+    ranges: str,
+) -> None:
+    """The recipe's metrics with the candidate in the network's place; int8 gives layers back to fp32 until metric and answers are kept."""
+
+    def spoilt() -> str:
+        lost = drop(candidate.metrics, eager.metrics, recipe.monitor)
+        if lost > max_drop:
+            return f"loses {lost:.1%} of {recipe.monitor[0]}, more than {max_drop:.1%}"
+        if candidate.same is not None and candidate.same < min_same:
+            return f"leaves {candidate.same:.1%} of the answers as they were, fewer than {min_same:.1%}"
+        return ""
+
     candidate.metrics = evaluated(bench, recipe, bench.runner(candidate))
     if bench.answered == 0:
         candidate.reason = "the recipe does not call its network as `example` does, so no engine can stand in for it"
         return
-    if candidate.precision != "int8" or drop(candidate.metrics, eager.metrics, recipe.monitor) <= max_drop:
+    if candidate.precision != "int8" or not spoilt():
         return
-    plain, target = bench.onnx(), bench.work / candidate.artefact
-    if candidate.engine == "openvino":
-        name, mode = recipe.monitor
-
-        def metric(compiled: Any) -> float:
-            def run(*inputs: Tensor) -> list[Tensor]:
-                found = compiled([x.contiguous().numpy() for x in inputs])
-                return [torch.from_numpy(found[i].copy()) for i in range(len(found))]
-
-            value = evaluated(bench, recipe, run)[name]
-            return value if mode == "max" else -value
-
-        quantise.quantise_openvino(
-            bench.work / "model.xml", target, bench.calibration, bench.transformer, metric, max_drop
-        )
+    order = bench.sensitivity(ranges)
+    for count in quantise.kept_counts(len(order))[1:]:
+        bench.quantise(candidate.engine, ranges, order[:count])
         bench.compare(candidate)
-        candidate.metrics = evaluated(bench, recipe, bench.runner(candidate))
-    else:
-        order = quantise.sensitivity(plain, target, bench.calibration[:16])
-        for count in quantise.kept_counts(len(order))[1:]:
-            tokens = quantise.of_tokens(bench.inputs)
-            quantise.quantise_onnx(plain, target, bench.calibration, ranges, tokens, order[:count])
-            bench.compare(candidate)
-            candidate.metrics, candidate.kept = evaluated(bench, recipe, bench.runner(candidate)), count
-            if drop(candidate.metrics, eager.metrics, recipe.monitor) <= max_drop:
-                break
-    candidate.bytes = bench.size(candidate)
-    lost = drop(candidate.metrics, eager.metrics, recipe.monitor)
-    if lost > max_drop:
-        candidate.reason = f"loses {lost:.1%} of {recipe.monitor[0]}, more than {max_drop:.1%}"
+        candidate.metrics, candidate.kept = evaluated(bench, recipe, bench.runner(candidate)), count
+        if not spoilt():
+            break
+    candidate.bytes, candidate.reason = bench.size(candidate), spoilt()
 
 
-def evaluated(bench: Bench, recipe: Recipe, runner: Any) -> dict[str, float]:
-    installed = install(bench.network, runner, bench.signature)
+def evaluated(bench: Bench | Team, recipe: Recipe, runner: Any) -> dict[str, float]:
+    installed = bench.install(runner)
     try:
         metrics = {k: float(v) for k, v in recipe.evaluate("test").items()}
     finally:
-        uninstall(bench.network)
-    bench.answered = installed.calls / max(1, installed.calls + installed.passed_on)
+        bench.uninstall()
+    bench.answered = min(one.calls / max(1, one.calls + one.passed_on) for one in installed)
     return metrics
 
 
@@ -507,7 +555,7 @@ def drop(found: dict[str, float], before: dict[str, float], monitor: tuple[str, 
 
 
 def write_folder(
-    folder: Path, run: Path, bench: Bench, recipe: Recipe, result: Optimised, weights: str | Path | None
+    folder: Path, run: Path, bench: Bench | Team, recipe: Recipe, result: Optimised, weights: str | Path | None
 ) -> None:
     folder.mkdir()
     for name in ("config.toml", "config.json"):
@@ -516,20 +564,17 @@ def write_folder(
         save_weights(folder / "model.safetensors", bench.network)
     else:
         shutil.copyfile(run / "model.safetensors", folder / "model.safetensors")
-    for path in bench.files(result.best.artefact):
-        shutil.copyfile(path, folder / path.name)
+    program = bench.write(result.best, folder)
     description = {
         "format": FORMAT,
         "paperzoo": paperzoo.__version__,
         "engine": result.best.engine,
         "precision": result.best.precision,
-        "artefact": result.best.artefact,
-        "inputs": bench.signature.inputs,
-        "outputs": bench.signature.outputs,
+        **program,
         "labels": recipe.facts.get("labels"),
         "monitor": list(result.monitor),
         "measured": [described(c) for c in (result.eager, *result.candidates)],
-        "files": {p.name: checksum(p) for p in sorted(folder.iterdir())},
+        "files": {str(p.relative_to(folder)): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }
     (folder / "deploy.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

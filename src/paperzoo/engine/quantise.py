@@ -2,8 +2,8 @@
 
 Weights are quantised per channel and activations per tensor, with ranges from data that the network has been shown. Token
 models have their weights quantised beforehand and activations as they come (dynamic quantisation) under ONNX Runtime.
-Layers that suffer most, found by comparing what every layer gives with and without quantisation, stay in fp32 step by step
-until the task's metric is kept.
+Layers that cost most, found by quantising one alone and comparing the network's outputs, stay in fp32 step by step
+until the task's metric and its answers are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from paperzoo.errors import PaperZooError
 
 RANGES = ("minmax", "entropy", "percentile")
 QUANTISED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+PASSED_ON = ("Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")  # in int8 so that layers hand on int8
+ROUNDINGS = ("QuantizeLinear", "DequantizeLinear")
 KEPT_SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7)  # of the layers that are left in fp32, the most sensitive first
 
 Rows = list[tuple[Tensor, ...]]  # inputs of the network, a batch of one each
@@ -127,7 +130,7 @@ def quantise_onnx(
                 str(target),
                 Reader(source, rows),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTISED) + ["Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"],
+                op_types_to_quantize=[*QUANTISED, *PASSED_ON],
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -185,48 +188,120 @@ class Reader:
 
 
 def sensitivity(source: Path, quantised: Path, rows: Rows) -> list[str]:
-    """The quantised nodes' names, those first whose outputs quantisation spoils most (signal to noise, over `rows`)."""
+    """The quantised nodes' names, those first that spoil the network's outputs most when they alone are quantised.
+
+    Where the quantiser has put other nodes in their places (dynamic quantisation), those first whose own outputs are spoilt most.
+    """
     import onnx
+
+    plain, made = (onnx.load(str(path)) for path in (source, quantised))
+    inputs = {node.name: list(node.input) for node in made.graph.node}
+    kinds = {*QUANTISED, *PASSED_ON}
+    alone = {n.name: inputs[n.name] for n in plain.graph.node if n.op_type in kinds and n.name in inputs}
+    alone = {n.name: alone[n.name] for n in plain.graph.node if n.name in alone and alone[n.name] != list(n.input)}
+    if not alone:
+        return by_own_outputs(plain, made, rows)
+    known = {x.name for x in plain.graph.initializer} | {x for n in plain.graph.node for x in n.output}
+    outputs = [x.name for x in plain.graph.output]
+    nodes = {n.name: n for n in plain.graph.node if n.name in alone}
+    expected = answers(plain, outputs, rows)
+    # The roundings (Q and DQ) and the int8 weights of all nodes, which nothing reads yet. What a node gives may have another
+    # name in the int8 network: that of an output goes to the rounding behind it.
+    first_names = {n.name: list(n.output) for n in plain.graph.node}
+    renamed = {b: a for n in made.graph.node for a, b in zip(first_names.get(n.name, []), n.output, strict=False)}
+    roundings = [n for n in made.graph.node if n.op_type in ROUNDINGS and not known & set(n.output)]
+    for node in roundings:
+        node.input[:] = [renamed.get(x, x) for x in node.input]
+    plain.graph.initializer.extend(x for x in made.graph.initializer if x.name not in known)
+    plain.graph.node.extend(roundings)
+    made_by = {x: node for node in roundings for x in node.output}
+    rounded = {made_by[n.input[0]].input[0]: n.output[0] for n in roundings if n.input[0] in made_by}  # x -> DQ(Q(x))
+    readers: dict[str, list[Any]] = {}
+    for node in plain.graph.node:
+        for x in node.input if node.op_type not in ROUNDINGS else ():
+            readers.setdefault(x, []).append(node)
+    noise = {}
+    for name, its_inputs in alone.items():
+        node = nodes[name]
+        changed = [(node, list(node.input))]
+        for x in node.output:  # what it gives is rounded as well, for whoever reads it
+            changed += [(reader, list(reader.input)) for reader in readers.get(x, []) if x in rounded]
+        for reader, before in changed[1:]:
+            reader.input[:] = [rounded.get(x, x) if x in node.output else x for x in before]
+        node.input[:] = its_inputs
+        noise[name] = spoilt(expected, answers(sorted_nodes(plain), outputs, rows))
+        for reader, before in changed:
+            reader.input[:] = before
+    return sorted(noise, key=noise.get, reverse=True)
+
+
+def sorted_nodes(model: Any) -> Any:
+    """A copy in which every node stands after those whose outputs it reads, and those stay away that no output needs."""
+    import onnx
+
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    ordered, seen, open_nodes = [], set(), [(made_by[x.name], False) for x in model.graph.output if x.name in made_by]
+    while open_nodes:
+        node, ready = open_nodes.pop()
+        if ready:
+            ordered.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            open_nodes.append((node, True))
+            open_nodes += [(made_by[x], False) for x in node.input if x in made_by]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.node[:]
+    copy.graph.node.extend(ordered)
+    return copy
+
+
+def answers(model: Any, names: Sequence[str], rows: Rows) -> list[list[np.ndarray]]:
+    """The named tensors of an ONNX model for each row, computed node by node, without fusion."""
     import onnxruntime
 
-    graphs = [onnx.load(str(path)) for path in (source, quantised)]
-    wanted = {node.output[0]: node.name for node in graphs[0].graph.node if node.op_type in QUANTISED}
-    there = {name for node in graphs[1].graph.node for name in node.output}
-    wanted = {output: node for output, node in wanted.items() if output in there}
-    energy = {output: [0.0, 0.0] for output in wanted}
-    sessions = []
-    for graph in graphs:
-        known = {value.name for value in graph.graph.output}
-        graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # without fusion, which would swallow what is to be compared
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        sessions.append(onnxruntime.InferenceSession(graph.SerializeToString(), options, ["CPUExecutionProvider"]))
-    names = [value.name for value in sessions[0].get_inputs()]
-    for row in rows:
-        feed = {n: x.numpy() for n, x in zip(names, row, strict=True)}
-        for output, a, b in zip(wanted, *(s.run(list(wanted), feed) for s in sessions), strict=True):
-            energy[output][0] += float(np.square(a, dtype=np.float64).sum())
-            energy[output][1] += float(np.square(a.astype(np.float64) - b).sum())
-    noise = {wanted[output]: n / max(s, 1e-30) for output, (s, n) in energy.items()}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    inputs = [value.name for value in session.get_inputs()]
+    return [session.run(list(names), {n: x.numpy() for n, x in zip(inputs, row, strict=True)}) for row in rows]
+
+
+def spoilt(expected: list[list[np.ndarray]], found: list[list[np.ndarray]]) -> float:
+    """Noise to signal, summed over the tensors."""
+    total = 0.0
+    for pairs in zip(*(zip(a, b, strict=True) for a, b in zip(expected, found, strict=True)), strict=True):
+        finite = [[np.nan_to_num(x.astype(np.float64), posinf=0.0, neginf=0.0) for x in pair] for pair in pairs]
+        noise, signal = sum(np.square(a - b).sum() for a, b in finite), sum(np.square(a).sum() for a, _ in finite)
+        total += float(noise) / max(float(signal), 1e-30)
+    return total
+
+
+def by_own_outputs(plain: Any, made: Any, rows: Rows) -> list[str]:
+    """The quantised nodes' names, those first whose own outputs differ most; they inherit what earlier ones have spoilt."""
+    import onnx
+
+    there = {name for node in made.graph.node for name in node.output}
+    wanted = {n.output[0]: n.name for n in plain.graph.node if n.op_type in QUANTISED and n.output[0] in there}
+    for graph in (plain.graph, made.graph):
+        known = {value.name for value in graph.output}
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
+    noise = {}
+    both = [answers(model, list(wanted), rows) for model in (plain, made)]
+    for i, name in enumerate(wanted.values()):
+        noise[name] = spoilt(*([[row[i]] for row in of_model] for of_model in both))
     return sorted(noise, key=noise.get, reverse=True)
 
 
 # -- OpenVINO ------------------------------------------------------------------------------------------------------------
 
 
-def quantise_openvino(
-    source: Path,
-    target: Path,
-    rows: Rows,
-    transformer: bool,
-    metric: Callable[[Any], float] | None = None,
-    max_drop: float = 0.0,
-) -> None:
+def quantise_openvino(source: Path, target: Path, rows: Rows, transformer: bool, keep: Sequence[str] = ()) -> None:
     """An OpenVINO model as an int8 one, by NNCF's post-training quantisation.
 
-    With a `metric` of the compiled model, layers go back to fp32 until it has lost at most `max_drop`, relatively.
+    Args:
+        keep: names of the ONNX nodes it was made from that stay in fp32.
 
     Raises:
         PaperZooError: where NNCF is missing or gives up.
@@ -237,19 +312,10 @@ def quantise_openvino(
             model = openvino.Core().read_model(str(source))
             data = nncf.Dataset(rows, lambda row: tuple(x.numpy() for x in row))
             options = kind(nncf, transformer) | {"subset_size": len(rows)}
-            if metric is None:
-                made = nncf.quantize(model, data, **options)
-            else:
-                made = nncf.quantize_with_accuracy_control(
-                    model,
-                    data,
-                    data,
-                    validation_fn=lambda compiled, _: (metric(compiled), None),
-                    max_drop=max_drop,
-                    drop_type=nncf.DropType.RELATIVE,
-                    **options,
-                )
-            openvino.save_model(made, str(target), compress_to_fp16=False)
+            if keep:  # a node becomes one operation of its name, or several whose names begin with it
+                patterns = [re.escape(name) + "(/.*)?$" for name in keep]
+                options["ignored_scope"] = nncf.IgnoredScope(patterns=patterns, validate=False)
+            openvino.save_model(nncf.quantize(model, data, **options), str(target), compress_to_fp16=False)
     except Exception as error:
         raise PaperZooError(f"NNCF cannot quantise this network: {str(error).strip().splitlines()[0][:200]}") from error
 

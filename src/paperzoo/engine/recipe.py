@@ -38,6 +38,12 @@ class Recipe:
     reads_images: ClassVar[bool] = False
     """Whether `predict` takes pictures (paths, PIL images, arrays): folders, videos and cameras are then read for it."""
 
+    any_size: ClassVar[bool] = True
+    """Whether an export may take other sizes of its inputs (height and width, a sequence's length) where the network does."""
+
+    engine_parts: ClassVar[tuple[str, ...]] = ("forward",)
+    """The deployed network's methods that predicting calls, named with dots; an engine answers each. () where predicting calls none."""
+
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
         self.config = config
         self.runtime = runtime

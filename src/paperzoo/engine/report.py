@@ -63,7 +63,7 @@ def write(paper: Paper, run: Run, log: RunLog) -> Path:
     if run.export is not None:
         parts.append(
             f"<h2>Export</h2><p><code>{text(run.export.path.name)}</code>: ONNX Runtime gives the network's outputs, largest difference "
-            f"{run.export.difference:.2g} at outputs up to {run.export.scale:.3g}, batches of 1, 2 and 3.</p>"
+            f"{run.export.difference:.2g} at outputs up to {run.export.scale:.3g}, at {text(run.export.sizes)}.</p>"
         )
     if recipe.runtime.broken:
         rows = "".join(f"<li><code>{text(p)}</code>: {text(why)}</li>" for p, why in recipe.runtime.broken.items())

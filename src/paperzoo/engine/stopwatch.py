@@ -174,7 +174,12 @@ def plain_network(task: dict[str, Any]) -> torch.nn.Module:
     if "run" in task:
         from paperzoo.engine.run import load
 
-        return load(task["run"], device="cpu", weights=task.get("weights")).deployed.eval()
+        network = load(task["run"], device="cpu", weights=task.get("weights")).deployed.eval()
+        if "part" not in task:
+            return network
+        from paperzoo.engine.parts import Part
+
+        return Part(network, **task["part"])
     torch.manual_seed(0)
     if "pair" in task:
         from paperzoo.engine.bench import find_pair
