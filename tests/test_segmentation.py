@@ -203,6 +203,47 @@ def test_loss_counts_only_known_pixels():
     assert float(recipe.loss(logits, torch.full_like(ids, 255))) == 0
 
 
+def hard(**changes):
+    return SegmentationRecipe(Config(**{**vars(SMALL), **changes}), Runtime())
+
+
+def test_hard_pixels_by_hand():
+    probability = torch.tensor([0.9, 0.2, 0.6, 0.8, 0.95, 0.1, 0.99, 0.7]).view(1, 2, 4)  # of class 1, the truth
+    logits = torch.stack([torch.zeros(1, 2, 4), torch.logit(probability)], 1)
+    truth = torch.ones(1, 2, 4, dtype=torch.int64)
+    truth[0, 1, 1] = 255  # the hardest does not count
+    for below, least, kept in (
+        (0.75, 0.0, (0.2, 0.6, 0.7)),
+        (0.75, 0.5, (0.2, 0.6, 0.7, 0.8)),
+        (0.0, 0.25, (0.2, 0.6)),
+        (1.0, 0.0, (0.9, 0.2, 0.6, 0.8, 0.95, 0.99, 0.7)),
+        (0.3, 1.0, (0.9, 0.2, 0.6, 0.8, 0.95, 0.99, 0.7)),
+    ):
+        found = hard(hard_pixels=below, min_kept=least).loss(logits, truth)
+        assert float(found) == pytest.approx(-np.log(kept).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("below", [None, 0.7])
+def test_batches_where_nothing_counts_have_no_loss_and_no_nan(below):
+    recipe = hard(hard_pixels=below)
+    logits = torch.randn(2, 2, 4, 4, requires_grad=True)
+    loss = recipe.training_loss({"out": logits, "aux": [logits, logits]}, torch.full((2, 4, 4), 255))
+    loss.backward()
+    assert float(loss) == 0 and float(logits.grad.abs().sum()) == 0
+    background = recipe.loss(logits, torch.zeros(2, 4, 4, dtype=torch.int64))  # an empty mask is all background
+    assert 0 < float(background) < 10
+    found = recipe.step((torch.zeros(2, 3, 32, 32), torch.full((2, 32, 32), 255)))
+    assert float(found["loss"]) == 0 and float(found["train_pixel_accuracy"]) == 0
+
+
+def test_auxiliary_heads_are_weighed():
+    recipe = hard(aux_weight=0.4)
+    out, one, two = torch.randn(3, 2, 2, 4, 4)
+    truth = torch.randint(0, 2, (2, 4, 4))
+    expected = recipe.loss(out, truth) + 0.4 * recipe.loss(one, truth) + 0.4 * recipe.loss(two, truth)
+    torch.testing.assert_close(recipe.training_loss({"out": out, "aux": [one, two]}, truth), expected)
+
+
 def test_poly_schedule():
     recipe = SegmentationRecipe(Config(**{**vars(SMALL), "steps": 100, "warmup_steps": 10}), Runtime())
     assert recipe.rate(0) == pytest.approx(0.1) and recipe.rate(10) == 1
@@ -221,6 +262,44 @@ def test_prediction_has_the_inputs_own_size(tmp_path):
         assert result.mask.shape == size and result.confidence.shape == size
         assert sum(result.areas.values()) == pytest.approx(1)
         assert recipe.draw(value, result).width >= size[1]
+
+
+class Local(torch.nn.Module):
+    """Logits from a pixel's own colour, so windows change nothing; remembers what sizes it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = set()
+
+    def forward(self, x):
+        self.sizes.add(tuple(x.shape[2:]))
+        return torch.stack([x[:, 0], x[:, 1]], 1)
+
+
+def test_windows_give_what_the_whole_image_gives(tmp_path):
+    root = str(folder(tmp_path, ids=(0, 1), count=10, size=(50, 33)))
+    whole, windows = hard(data=root), hard(data=root, window=16, overlap=0.25)
+    whole.model, windows.model = Local(), Local()
+    assert whole.evaluate() == windows.evaluate() and whole.model.sizes == {(33, 50)}
+    image = np.random.default_rng(0).integers(0, 255, (70, 9, 3), dtype=np.uint8)
+    a, b = whole.predict([image])[0], windows.predict([image])[0]
+    assert torch.equal(a.mask, b.mask) and a.mask.shape == (70, 9) and windows.model.sizes == {(16, 16)}
+    torch.testing.assert_close(a.confidence, b.confidence)
+
+
+def test_a_window_that_the_network_cannot_take_is_refused():
+    recipe = hard(window=16)
+    recipe.model = torch.nn.AvgPool2d(3, 3)
+    with pytest.raises(PaperZooError, match="window 16.*5 x 5"):
+        recipe.predict([np.zeros((32, 32, 3), np.uint8)])
+
+
+def test_arguments_of_the_model():
+    assert hard(model_arguments={"drop_rate": 0.25}).model.dropout.p == 0.25
+    with pytest.raises(PaperZooError, match="num_classes is not chosen"):
+        hard(model_arguments={"num_classes": 3})
+    with pytest.raises(PaperZooError, match="backbon"):
+        hard(model_arguments={"backbon": "resnet50"})
 
 
 def test_a_backbone_file_is_taken_over_and_a_wrong_one_refused(tmp_path):
@@ -253,3 +332,15 @@ def test_embedded_sets_agree_and_share_nothing():
     assert len(by_class.labels) == 11 and ink.labels == ["background", "digit"]
     assert torch.equal((by_class[3][1] > 0).long(), ink[3][1].as_subclass(torch.Tensor))
     assert not torch.equal(ink[0][0], open_masks("digit_ink", "train")[0][0])
+
+
+def test_shape_masks():
+    data, train = open_masks("shape_masks", "test"), open_masks("shape_masks", "train")
+    assert data.labels == ["background", "circle", "triangle", "square", "star", "cross", "ring", "digit"]
+    image, ids = data[1]
+    assert image.shape == (3, 64, 64) and image.dtype == torch.uint8 and isinstance(ids, tv_tensors.Mask)
+    every = torch.stack([data[i][1].as_subclass(torch.Tensor) for i in range(len(data))])
+    assert set(every.unique().tolist()) == {*range(8), 255}  # every class, and crowds that do not count
+    assert 0 < int((every == 0).flatten(1).all(1).sum()) < 40  # some scenes are empty
+    assert not any(torch.equal(data[i][0], train[i][0]) for i in range(20))
+    assert torch.equal(data[5][0], open_masks("shape_masks", "test")[5][0])

@@ -3,11 +3,13 @@
 A batch is (images, masks): float32 (B, 3, H, W), normalised with the mean and deviation in `facts`; int64 (B, H, W), class ids in
 0 … num_classes - 1 and `ignore_index` (255) where nothing counts. A network maps images to logits (B, num_classes, H, W) at the
 size of its input; in training it may return {"out": logits, "aux": logits} with an auxiliary head's (or a list of several heads'). Any height and width that the
-network accepts is legal: evaluation and prediction run on each image at its own size. A prediction is a `Segmentation`.
+network accepts is legal: evaluation and prediction run on each image at its own size, whole or, where `window` is given, by
+overlapping windows (`paperzoo.blocks.tiling`), which takes images of any size in bounded memory. A prediction is a `Segmentation`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from paperzoo.blocks.tiling import tiled
 from paperzoo.data.images import to_image
 from paperzoo.data.masks import open_masks
 from paperzoo.engine.models import create
@@ -57,6 +60,8 @@ class Config:
     """The default recipe: cross-entropy over the pixels, SGD, the "poly" learning rate, random scale, crop and mirror."""
 
     model: str = "fcn_resnet50"
+    # more for the model's function: a backbone's name, an output stride
+    model_arguments: dict[str, str | int | float | bool] = field(default_factory=dict)
     data: str = "digit_ink"
     crop_size: Count = 480  # pixels; training images are cropped or padded to this square, padding is ignored
     scale: tuple[Positive, Positive] = (0.5, 2.0)  # random resizing before the crop
@@ -73,8 +78,13 @@ class Config:
     power: NotNegative = 0.9  # of the poly schedule (1 - step / steps) ** power; 0 keeps the rate fixed
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     aux_weight: NotNegative = 0.5
+    # learn only from pixels whose class has a probability below this, and at least from this share of a batch's, the hardest
+    hard_pixels: Fraction | None = None
+    min_kept: Fraction = 1 / 16
     ignore_index: Literal[255] = 255
     clip: Positive | None = None
+    window: Count | None = None  # pixels; evaluate and predict by square windows of this side; None: each image whole
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5  # share of a window that the next one sees too
     workers: Annotated[int, Field(ge=0)] = 0
 
 
@@ -119,7 +129,7 @@ def as_list(samples: list) -> list:
 
 
 class SegmentationRecipe(Recipe):
-    """The task's default recipe. Papers that differ override `augmentation`, `groups` or `loss`."""
+    """The task's default recipe. Papers that differ override `augmentation`, `groups`, `training_loss` or `begin_training`."""
 
     config: Config
     reads_images = True
@@ -144,7 +154,10 @@ class SegmentationRecipe(Recipe):
     def build(self, fresh: bool) -> nn.Module:
         """The network for the data's classes; a fresh one starts from the backbone's weights that were asked for."""
         config = self.config
-        model = create(config.model, weights=config.weights, num_classes=len(self.facts["labels"]))
+        if "num_classes" in config.model_arguments:
+            raise PaperZooError("model_arguments: num_classes is not chosen; it follows from the data")
+        classes = len(self.facts["labels"])
+        model = create(config.model, weights=config.weights, num_classes=classes, **config.model_arguments)
         if fresh and config.backbone_weights is not None:
             from paperzoo.engine.weights import read_state
 
@@ -210,10 +223,17 @@ class SegmentationRecipe(Recipe):
     # -- learning ------------------------------------------------------------------------------------------------
 
     def loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Cross-entropy averaged over the pixels that count, of the whole global batch."""
-        summed = F.cross_entropy(logits.float(), masks, ignore_index=self.config.ignore_index, reduction="sum")
-        counted = (masks != self.config.ignore_index).sum().float()
-        return summed / self.runtime.mean(counted).clamp(min=1)
+        """Cross-entropy averaged over the pixels that count, of the whole global batch; 0 where none does.
+
+        With `hard_pixels` those count whose class has a probability below it, and the hardest of the others until `min_kept` do.
+        """
+        ignored = self.config.ignore_index
+        if self.config.hard_pixels is None:
+            summed = F.cross_entropy(logits.float(), masks, ignore_index=ignored, reduction="sum")
+            counted = (masks != ignored).sum().float()
+            return summed / self.runtime.mean(counted).clamp(min=1)
+        losses = F.cross_entropy(logits.float(), masks, ignore_index=ignored, reduction="none")
+        return mean_of_hard(losses, masks != ignored, self.config.hard_pixels, self.config.min_kept, self.runtime)
 
     def training_loss(self, output: dict[str, Any], masks: Tensor) -> Tensor:
         """The loss of what the network returned in training: of its logits, and weighed of each auxiliary head's."""
@@ -223,42 +243,59 @@ class SegmentationRecipe(Recipe):
             loss = loss + self.config.aux_weight * self.loss(logits, masks)
         return loss
 
+    def begin_training(self) -> None:
+        """Before every step: the network's mode. A paper that freezes batch norm says so here."""
+        self.model.train()
+
     def step(self, batch: tuple[Tensor, Tensor]) -> dict:
         images, masks = batch
-        self.model.train()
+        self.begin_training()
         output = self.model(images)
         output = output if isinstance(output, dict) else {"out": output}
         logits, loss = output["out"], self.training_loss(output, masks)
         counted = masks != self.config.ignore_index
-        hits = (logits.detach().argmax(1) == masks)[counted].float().sum() / counted.sum().clamp(min=1)
+        found = logits.detach()
+        of_truth = found.gather(1, masks.where(counted, 0)[:, None])[:, 0]
+        hits = ((of_truth == found.amax(1)) & counted).sum() / counted.sum().clamp(min=1)  # quicker than argmax
         return {"loss": loss, "train_pixel_accuracy": hits}
 
     @torch.inference_mode()
     def confusion(self, split: str = "test") -> Tensor:
         """Pixel counts (true class, predicted class) over the whole split, every image at its own size."""
-        model, classes = self.deployed.eval(), len(self.facts["labels"])
+        classes = len(self.facts["labels"])
         matrix = MulticlassConfusionMatrix(classes, ignore_index=self.config.ignore_index).to(self.runtime.device)
         data = Transformed(self.test_set if split == "test" else self.train_set, v2.Compose(self.to_input))
         for samples in self.runtime.loader(data, self.config.batch_size, self.config.workers, collate=as_list):
             for images, masks in same_sizes(samples):
-                matrix.update(model(images).float().argmax(1), masks)
+                matrix.update(self.logits(images).argmax(1), masks)
         return matrix.compute()
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """The four usual metrics, all from pixel counts over the whole split (not averaged over images or batches)."""
         return metrics(self.confusion(split))
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The deployed network's float32 logits (B, K, H, W) of images (B, 3, H, W), whole or by windows, on the images' device."""
+        network, config = self.deployed.eval(), self.config
+        if config.window is None:
+            return network(images.to(self.runtime.device)).float().to(images.device)
+        window = (config.window, config.window)
+        try:
+            on = {"device": self.runtime.device, "progress": True}
+            return tiled(network, images, window, config.overlap, config.batch_size, **on)
+        except ValueError as error:
+            raise PaperZooError(f"window {config.window}, overlap {config.overlap}: {error}") from error
+
     # -- use -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def predict(self, inputs: list) -> list[Segmentation]:
         """Paths, PIL images or arrays (see `paperzoo.data.images.to_image`) to masks of the same height and width."""
-        model, transform = self.deployed.eval(), v2.Compose(self.to_input)
+        transform = v2.Compose(self.to_input)
         results = []
         for value in inputs:
             image = transform(tv_tensors.Image(to_image(value)))
-            probabilities = model(image[None].to(self.runtime.device))[0].float().softmax(0).cpu()
-            results.append(answer(probabilities, self.facts["labels"]))
+            results.append(answer(self.logits(image[None])[0].softmax(0), self.facts["labels"]))
         return results
 
     def samples(self, folder: Path) -> list[str]:
@@ -333,6 +370,22 @@ class SegmentationRecipe(Recipe):
         axes.set_xlim(0, 1)
         axes.set_xlabel("IoU")
         return {"Held-out images: picture, truth, answer": tile(pictures, 6), "IoU of each class": to_picture(figure)}
+
+
+def mean_of_hard(losses: Tensor, counts: Tensor, below: float, least: float, runtime: Runtime) -> Tensor:
+    """Online hard example mining: the mean of the losses of hard pixels over the global batch.
+
+    Args:
+        losses: cross-entropies -log p of each pixel's class (B, H, W).
+        counts: bool (B, H, W); the others never count.
+        below: a pixel is hard whose p is below this.
+        least: share of the pixels that is kept at least, the hardest.
+    """
+    enough = max(1, round(least * losses.numel()))
+    hardest = losses.detach().where(counts, -1.0).flatten().topk(enough).values
+    border = torch.minimum(hardest[-1], torch.tensor(-math.log(max(below, 1e-12)), device=losses.device))
+    kept = counts & (losses.detach() >= border)
+    return (losses * kept).sum() / runtime.mean(kept.sum().float()).clamp(min=1)
 
 
 def same_sizes(samples: list[tuple[Tensor, Tensor]]):
