@@ -17,6 +17,7 @@ from paperzoo.engine.explain import at_line, first_line
 
 SMALLEST = 5  # an axis that is shorter is a structure (x and y of a point, height and width), no size
 LARGE = 160  # pixels
+LARGE_VOLUME = 48  # voxels
 STEPS = (
     16,
     32,
@@ -147,7 +148,8 @@ def enlarged(inputs: Inputs, sizes: Sizes) -> Inputs:
     """
     other, changed = sizes.others[0], {}
     sides = [other[k].shape[axis] for k, axes in enumerate(sizes.axes) for axis in axes if other[k].ndim >= 4]
-    factor = max(1, -(-LARGE // min(sides))) if sides else 1
+    large = LARGE_VOLUME if any(x.ndim > 4 for x in other) else LARGE
+    factor = max(1, -(-large // min(sides))) if sides else 1
     for k, axes in enumerate(sizes.axes):
         for axis in axes:
             changed[k, axis] = other[k].shape[axis] * (factor if other[k].ndim >= 4 else 1)
