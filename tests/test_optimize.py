@@ -15,7 +15,10 @@ from paperzoo.cli import app
 from paperzoo.engine import deploy, optimize, quantisation_aware, quantise
 from paperzoo.engine.deploy import OnnxRuntime, Signature, install, open_recipe, uninstall
 from paperzoo.engine.optimize import Bench, Candidate, drop
+from paperzoo.engine.parts import Team, watched
+from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.run import load, train
+from paperzoo.engine.runtime import Runtime
 from paperzoo.engine.stopwatch import Timing, compare
 from paperzoo.errors import PaperZooError
 
@@ -487,3 +490,118 @@ def test_detections_are_compared_as_sets(tmp_path):
     recipe.deployed.postprocess = lambda *a: next(outputs)
     assert recipe.same_answers(torch.zeros(1), torch.zeros(1)).all()
     assert recipe.same_answers(torch.zeros(1), torch.zeros(1)).float().mean() == 0.5
+
+
+# -- networks whose parts are called one by one ------------------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """Encodes a sequence, and then takes tokens one after the other; the first step has no memory yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.words, self.cell = nn.Module(), nn.Embedding(9, 4), nn.Linear(8, 4)
+        self.inner.again = nn.Linear(4, 4)
+
+    def start(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"source": self.words(ids)}
+
+    def advance(self, tokens: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
+        memory = torch.cat([state[k] for k in ("memory",) if k in state] + [self.words(tokens)[:, None]], 1)
+        seen = torch.cat([state["source"].mean(1), memory.mean(1)], 1)
+        return self.inner.again(self.cell(seen)), state | {"memory": memory}
+
+
+class Searches(Recipe):
+    """Six steps over sentences of five lengths."""
+
+    engine_parts = ("start", "advance", "inner.again.forward", "inner.lacking", "other.forward")
+
+    def __init__(self) -> None:
+        super().__init__(None, Runtime(0, "cpu"))
+        torch.manual_seed(0)
+        self.model = Steps().eval()
+
+    @torch.inference_mode()
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        total = 0.0
+        for length in (4, 5, 6, 7, 9):
+            state, tokens = self.model.start(torch.arange(3 * length).view(3, length) % 9), torch.arange(3)
+            for _ in range(6):
+                found, state = self.model.advance(tokens, state)
+                total += float(found.double().square().sum())
+                tokens = found.argmax(1)
+        return {"total": total}
+
+
+def test_parts_note_what_they_are_called_with():
+    recipe = Searches()
+    seen = watched(recipe, "test", 12)
+    assert list(seen) == ["start", "advance", "inner.again.forward"]  # what is lacking is left out
+    assert {name: one.calls for name, one in seen.items()} == {"start": 5, "advance": 30, "inner.again.forward": 30}
+    assert len(seen["advance"].rows) <= 12 and [x.shape[0] for x in seen["advance"].example] == [2, 2, 2]
+    assert len({row[2].shape[1] for row in seen["advance"].rows}) > 1  # memories of several lengths
+    assert not {"start", "advance"} & vars(recipe.model).keys() and "forward" not in vars(recipe.model.inner.again)
+
+
+def test_every_part_has_a_program(tmp_path):
+    recipe = Searches()
+    recipe.engine_parts = ("start", "advance")
+    before = recipe.evaluate()["total"]
+    team = optimize.team_of(recipe, {}, tmp_path, dynamic=False)
+    candidate = team.build("onnxruntime", "fp32")
+    assert candidate.reason == "" and candidate.difference < 1e-5 and candidate.bytes > 100
+    installed = team.install(team.runner(candidate))
+    try:
+        assert recipe.evaluate()["total"] == pytest.approx(before, rel=1e-5)
+        assert [(one.calls, one.passed_on) for one in installed] == [(5, 0), (25, 5)]  # a first step is another call
+    finally:
+        team.uninstall()
+    assert not {"start", "advance"} & vars(recipe.model).keys() and team.weights == {"start": 1, "advance": 6}
+
+
+def test_the_times_of_parts_are_weighted_sums():
+    key = (1, 1)
+    parts = {"start": Timing({key: (1.0, 2.0, 3.0)}, {}, 5), "advance": Timing({key: (0.1, 0.2, 0.3)}, {}, 7)}
+    whole = Team(nn.Module(), {}, {"start": 5, "advance": 50}).together(parts, {key: (0.0, 8.0, 0.0)})
+    assert whole.calls[key] == pytest.approx((2.0, 4.0, 6.0)) and whole.ratio(1, 1) == pytest.approx(2.0)
+    assert whole.peak_bytes == 7
+
+
+def test_a_recipe_that_does_not_call_its_network_says_so(tmp_path):
+    recipe = Searches()
+    recipe.engine_parts = ()
+    with pytest.raises(PaperZooError, match="Searches predicts without calling its network"):
+        optimize.team_of(recipe, {}, tmp_path, dynamic=False)
+
+
+def test_parts_are_not_for_eight_bits(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("paperzoo.tasks.classification.ClassificationRecipe.engine_parts", ("embed", "forward"))
+    with pytest.raises(PaperZooError, match="calls its network in parts; int8 is for networks that are called as one"):
+        optimize.optimize(finished, tmp_path / "out", precision="int8")
+
+
+def test_a_deployed_folder_of_parts_predicts_as_the_run(tmp_path, monkeypatch):
+    """Beam search with programs for encoding and for a step; timing is left out, as it is of the parts' own benches."""
+    timing = Timing({(b, t): (1.0, 1.0, 1.0) for b in optimize.BATCHES for t in optimize.thread_counts()})
+    monkeypatch.setattr(optimize, "compare", lambda tasks, *a: dict.fromkeys(tasks, timing))
+    monkeypatch.setattr(Bench, "survive", lambda *a: None)
+    run = tmp_path / "run"
+    train("transformer", changes={"steps": 3}, folder=run, report=False)
+    monkeypatch.setattr("paperzoo.tasks.translation.TranslationRecipe.evaluate", translated)
+    result = optimize.optimize(run, tmp_path / "out", target="onnxruntime", rounds=3)
+    plain, fast = load(run, device="cpu"), open_recipe(result.folder)
+    sentences = plain.samples(tmp_path)[:3]
+    assert [a.text for a in plain.predict(sentences)] == [b.text for b in fast.predict(sentences)]
+    calls = {name: vars(fast.deployed)[name].calls for name in ("start", "advance")}
+    assert calls["start"] == 1 and calls["advance"] >= 1
+    assert list(json.loads((result.folder / "deploy.json").read_text())["parts"]) == ["start", "advance"]
+    (result.folder / "part1" / "model.onnx").write_bytes(b"no")
+    with pytest.raises(PaperZooError, match="part1/model.onnx: is damaged"):
+        open_recipe(result.folder)
+
+
+def translated(recipe, split: str = "test") -> dict[str, float]:
+    """Twelve sentences instead of all: what is measured does not matter here."""
+    recipe.predict([recipe.train_text.sources[i] for i in range(12)])
+    return {"bleu": 1.0}

@@ -495,6 +495,16 @@ def test_windows_and_the_whole_volume_agree():
     assert (made.logits(case.image)[inner] - whole[inner]).abs().mean() < 0.05
 
 
+def test_answers_beyond_memory_are_gathered_in_a_file(monkeypatch):
+    from paperzoo.tasks import volume_segmentation
+
+    made = recipe()
+    case = prepare(made.test_set[0], made.facts)
+    expected = made.logits(case.image)
+    monkeypatch.setattr(volume_segmentation, "IN_MEMORY", 100)
+    assert torch.equal(made.logits(case.image), expected)
+
+
 @pytest.mark.parametrize("plane,axis", [("sagittal", 0), ("coronal", 1), ("axial", 2)])
 def test_networks_of_two_dimensions_go_slice_by_slice(plane, axis):
     made = recipe(dimensions=2, window=(60, 60), plane=plane)

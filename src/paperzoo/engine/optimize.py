@@ -34,11 +34,12 @@ from paperzoo.engine.deploy import (
     uninstall,
 )
 from paperzoo.engine.explain import first_line
-from paperzoo.engine.export import quiet, resize_batch, tensors
-from paperzoo.engine.inference import make_ready
+from paperzoo.engine.export import cannot, folded, largest_gap, largest_output, quiet, resize_batch, tensors
 from paperzoo.engine.parts import WHOLE, Part, Team, watched
+from paperzoo.engine.program import numbers_as_tensors, to_program
 from paperzoo.engine.quantisation_aware import tune
 from paperzoo.engine.recipe import Recipe
+from paperzoo.engine.sizes import try_sizes
 from paperzoo.engine.stopwatch import Child, Timing, compare
 from paperzoo.engine.weights import save_weights
 from paperzoo.errors import PaperZooError
@@ -113,6 +114,8 @@ class Bench:
             for k, x in enumerate(inputs)
         ]
         self.signature = Signature.of(network, inputs, self.open_sizes)
+        others = try_sizes(network, inputs).others if dynamic else ()
+        self.others = [x for x in others if self.signature.takes(x)]
         self.seen = {"checked": checked, "calibration": calibration}
         self.answered: float | None = (
             None  # the share of the recipe's calls that the engine took, once it was evaluated
@@ -250,32 +253,24 @@ class Bench:
 
     def ready(self) -> nn.Module:
         """A copy of the network with batch norm folded."""
-        import copy
-
         uninstall(self.network)
-        with torch.inference_mode(False), torch.no_grad():
-            return make_ready(copy.deepcopy(self.network), self.inputs)
+        return folded(self.network, self.inputs)
 
     def program(self, network: nn.Module) -> torch.export.ExportedProgram:
-        batch, other = torch.export.Dim("batch", min=1), torch.export.Dim.DYNAMIC
-        shapes = tuple({i: batch if i == 0 else other for i in where} for where in self.open_sizes)
         try:
-            with torch.no_grad():
-                return torch.export.export(network, self.inputs, dynamic_shapes=shapes, strict=False)
+            return to_program(network, self.inputs, [[i for i in where if i] for where in self.open_sizes])
         except Exception as error:
-            raise PaperZooError(f"{type(self.network).__name__} cannot be exported: {first_line(error)}") from error
+            raise PaperZooError(cannot(self.network, "torch", error, traced=False)) from error
 
     def onnx(self) -> Path:
         if self._onnx is None:
             path = self.work / "model.onnx"
             with quiet():
-                program = self.program(self.ready())
+                program = numbers_as_tensors(self.program(self.ready()))
                 try:
                     torch.onnx.export(program, dynamo=True, optimize=True, verbose=False).save(str(path))
                 except Exception as error:
-                    raise PaperZooError(
-                        f"{type(self.network).__name__} cannot be exported to onnx: {first_line(error)}"
-                    ) from error
+                    raise PaperZooError(cannot(self.network, "onnx", error, traced=False)) from error
             self._onnx = path
         return self._onnx
 
@@ -309,10 +304,11 @@ class Bench:
         return open_engine(candidate.engine, self.work / candidate.artefact, threads, candidate.precision)
 
     def compare(self, candidate: Candidate) -> None:
-        """Fill in `difference` and `same`, over the checked inputs and over batches of one, two and three."""
+        """Fill in `difference` and `same`, over the checked inputs, batches of one, two and three, and other sizes."""
         runner, scale, difference, same = self.runner(candidate), 0.0, 0.0, []
         batches = list(quantise.joined(self.checked, 32))
         batches += [tuple(resize_batch(x, n) for x in self.inputs) for n in (1, 2, 3)]
+        batches += self.others
         uninstall(self.network)
         align = getattr(self.network, "aligned", None)
         for batch in batches:
@@ -325,10 +321,7 @@ class Bench:
             if answers is not None:
                 same.append(answers.flatten().float().mean() * len(batch[0]))
             for a, b in zip(expected, align(expected, found) if align else found, strict=True):
-                if a.numel():
-                    gap = float((a.double() - b.double()).abs().max())
-                    difference = max(difference, gap if math.isfinite(gap) else math.inf)
-                    scale = max(scale, float(a.double().abs().max()))
+                difference, scale = max(difference, largest_gap(a, b)), max(scale, largest_output(a))
         candidate.difference = difference / max(scale, 1e-12)
         candidate.same = float(sum(same) / sum(len(b[0]) for b in batches)) if same else None
         limit = TOLERANCE.get(candidate.precision)
@@ -425,6 +418,10 @@ def optimize(
     tell = on_stage or (lambda stage: None)
     run = run_folder(source)
     recipe = load(run, device="cpu", weights=weights)
+    if precision == "int8" and recipe.engine_parts != WHOLE:
+        raise PaperZooError(
+            f"{type(recipe).__name__} calls its network in parts; int8 is for networks that are called as one"
+        )
     place = Path(out) if out is not None else run / "deploy"
     if place.exists() and not (place / "deploy.json").exists() and any(place.iterdir()):
         raise PaperZooError(f"{place}: holds other files; choose another --out")

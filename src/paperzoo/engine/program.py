@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from paperzoo.engine.explain import at_stack
 from paperzoo.errors import PaperZooError
+
+# operators of a tensor and a number, as torch.export writes them
+ARITHMETIC = {
+    f"aten::{name}.{overload}"
+    for name in ("add", "sub", "rsub", "mul", "div", "remainder", "fmod", "eq", "ne", "lt", "le", "gt", "ge")
+    for overload in ("Tensor", "Scalar")
+}
 
 
 def to_program(
@@ -23,21 +31,37 @@ def to_program(
         {0: batch} | dict.fromkeys(more, torch.export.Dim.DYNAMIC) if isinstance(x, Tensor) and x.ndim else None
         for x, more in zip(inputs, axes, strict=True)
     )
+    kinds = [p.kind for p in inspect.signature(network.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # they are one argument then
+        shapes = (shapes,)
     with torch.no_grad(), plain_sizes(network) if any(axes) else contextlib.nullcontext():
         return torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False)
 
 
 @contextlib.contextmanager
 def plain_sizes(network: nn.Module) -> Iterator[None]:
-    """Tracing stops where a size becomes a quotient of sizes: from there on it takes minutes, and ends in a graph for one size."""
+    """Tracing stops in the module where a size becomes a constant, or a quotient of sizes.
+
+    From a quotient on it takes minutes, and ends in a graph for one size.
+    """
+    environments: list[Any] = []
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        sizes = [size for x in tree_leaves(inputs) if isinstance(x, Tensor) for size in x.shape]
+        environments[:] = [size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)][:1]
 
     def look(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        name = type(module).__name__
+        constants = [v for e in environments for v in e.replacements.values() if v.is_Integer]
+        if constants:
+            raise PaperZooError(f"a size is the constant {constants[0]} in {name}")
         for tensor in (x for x in tree_leaves(outputs) if isinstance(x, Tensor)):
             for size in tensor.shape:
                 if isinstance(size, torch.SymInt) and any(divided_by_size(part) for part in parts(size.node.expr)):
-                    raise PaperZooError("a size becomes a quotient of sizes")
+                    raise PaperZooError(f"a size becomes a quotient of sizes in {name}")
 
     hooks = [module.register_forward_hook(look) for module in network.modules()]
+    hooks.append(network.register_forward_pre_hook(begin))
     try:
         yield
     finally:
@@ -110,9 +134,10 @@ def numbers_as_tensors(program: torch.export.ExportedProgram) -> torch.export.Ex
         if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(second, torch.fx.Node):
             continue
         packet, value = node.target.overloadpacket, second.meta.get("val")
-        if "Tensor" in packet.overloads() and isinstance(value, torch.SymInt | torch.SymFloat):
+        if node.target.name() in ARITHMETIC and isinstance(value, torch.SymInt | torch.SymFloat):
             with graph.inserting_before(node):
-                options = {"dtype": node.meta["val"].dtype}
+                number = 1.0 if isinstance(value, torch.SymFloat) else 1
+                options = {"dtype": torch.result_type(first.meta["val"], number)}
                 tensor = graph.call_function(torch.ops.aten.scalar_tensor.default, (second,), options)
             node.target, node.args = packet.Tensor, (first, tensor, *node.args[2:])
     return program

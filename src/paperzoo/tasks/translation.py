@@ -259,6 +259,7 @@ class TranslationRecipe(Recipe):
 
     config: Config
     monitor = ("bleu", "max")
+    engine_parts = ("start", "advance")  # beam search's
 
     def __init__(self, config: Config, runtime: Runtime, facts: dict | None = None) -> None:
         super().__init__(config, runtime, facts)

@@ -51,6 +51,7 @@ class MTCNNRecipe(face_detection.FaceDetectionRecipe):
     """One recipe for the three networks. A step is one of the stage that `runtime.step` falls into."""
 
     config: Config
+    engine_parts = tuple(f"{name}.forward" for name in STAGES)
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
         if facts is None:  # the cascade sees pixels of 0 … 255 and normalises what it cuts out

@@ -107,7 +107,7 @@ def cases() -> Iterator[Case]:
     picture = torch.randn(2, 9, 12)
     yield Case(
         "reading without a deformation is a crop with a mirrored border",
-        lambda: read(picture, elastic_places((21, 23), torch.tensor([4.0, 6.0]), 0.0, 3, 0.0, False), nearest=False),
+        lambda: read(picture, elastic_places((21, 23), 0.0, 3, 0.0, False) + torch.tensor([4.0, 6.0]), nearest=False),
         lambda: np.pad(picture.numpy(), ((0, 0), (6, 6), (5, 6)), mode="reflect"),
         (),
         "numpy.pad, reflect",

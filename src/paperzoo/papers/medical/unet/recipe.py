@@ -34,6 +34,7 @@ from paperzoo.tasks.segmentation import Count, NotNegative, Positive, Segmentati
 class Config(SegmentationConfig):
     """The task's settings and U-Net's own. `crop_size` is the side of the output, without the border that gives context."""
 
+    scale: tuple[Positive, Positive] = (1.0, 1.0)  # the paper does not scale
     tile: Count = 388  # side of the output tiles in which larger pictures are answered
     border_weight: NotNegative = 10.0  # w_0 of eq. 2
     border_sigma: Positive = 5.0  # pixels
@@ -77,7 +78,8 @@ class WeightedPatches(Dataset):
             torch.rand(()) * (n - c.crop_size) + (c.crop_size - 1) / 2 if n > c.crop_size else torch.tensor((n - 1) / 2)
             for n in mask.shape
         ]
-        places = elastic_places((side, side), torch.stack(middle), c.elastic, c.elastic_grid, c.rotate, c.flip > 0)
+        places = elastic_places((side, side), c.elastic, c.elastic_grid, c.rotate, c.flip > 0)
+        places = places / float(torch.empty(()).uniform_(*c.scale)) + torch.stack(middle)
         inner = places[border : side - border, border : side - border]
         picture = read(image / 255, places, nearest=False)
         picture = picture * (1 + c.contrast * (2 * torch.rand(()) - 1)) + c.brightness * (2 * torch.rand(()) - 1)
@@ -95,6 +97,8 @@ class UNetRecipe(SegmentationRecipe):
 
     def build(self, fresh: bool) -> nn.Module:
         config = self.config
+        if config.hard_pixels is not None:
+            raise PaperZooError("hard_pixels chooses pixels; U-Net weighs each of them, so it must be none")
         arguments = {"num_classes": len(self.facts["labels"]), "in_channels": 3, **config.model_arguments}
         if config.model != "unet_padded":
             arguments["tile"] = config.tile

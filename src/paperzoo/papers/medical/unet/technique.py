@@ -53,10 +53,8 @@ def balancing(counts: Tensor) -> Tensor:
     return (weights * present).float()
 
 
-def elastic_places(
-    size: tuple[int, int], centre: Tensor, deviation: float, grid: int, degrees: float, mirror: bool
-) -> Tensor:
-    """Where the pixels of a patch are read: (height, width, 2) in pixels of the picture (row, column).
+def elastic_places(size: tuple[int, int], deviation: float, grid: int, degrees: float, mirror: bool) -> Tensor:
+    """Where the pixels of a patch are read, from its centre: (height, width, 2) in pixels (row, column).
 
     Random vectors on a coarse `grid` x `grid`, from a Gaussian of `deviation` pixels, are interpolated bicubically to a displacement of every pixel
     (sec. 3.1); then a random turn of up to `degrees`, and a mirror image by a coin's toss. Drawn from torch's global generator.
@@ -72,7 +70,7 @@ def elastic_places(
         angle = math.radians(degrees) * (2 * float(torch.rand(())) - 1)
         cos, sin = math.cos(angle), math.sin(angle)
         places = places @ torch.tensor([[cos, sin], [-sin, cos]])
-    return places + centre
+    return places
 
 
 def read(values: Tensor, places: Tensor, nearest: bool) -> Tensor:

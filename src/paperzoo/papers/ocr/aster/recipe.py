@@ -1,7 +1,13 @@
 """ASTER learns by text recognition's default recipe; here are its settings."""
 
-from paperzoo.tasks.text_recognition import Config
-from paperzoo.tasks.text_recognition import TextRecognitionRecipe as RECIPE
+from paperzoo.tasks.text_recognition import Config, TextRecognitionRecipe
+
+
+class RECIPE(TextRecognitionRecipe):
+    """The task's recipe; its search calls the network in parts."""
+
+    engine_parts = ("features", "decoder.decoder.advance", "decoder_reversed.decoder.advance")
+
 
 PRESETS = {
     "embedded": Config(

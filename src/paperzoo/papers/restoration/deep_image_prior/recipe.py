@@ -82,6 +82,7 @@ class DeepImagePrior(RestorationRecipe):
     """See the module's docstring."""
 
     config: Config
+    engine_parts = ()  # the answer is a picture that learning kept; another one is learned anew
 
     def __init__(
         self, config: Config, runtime: Runtime, facts: dict | None = None, image: Tensor | None = None

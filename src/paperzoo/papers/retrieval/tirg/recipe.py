@@ -28,6 +28,7 @@ class Config(composed_retrieval.Config):
 
 class TirgRecipe(ComposedRecipe):
     config: Config
+    engine_parts = ("forward", "embed_image")  # the query, and the gallery's pictures
 
     def make_learner(self) -> None:
         """The image encoder without its last layer learns at `backbone_rate`."""
