@@ -602,6 +602,8 @@ def test_a_deployed_folder_of_parts_predicts_as_the_run(tmp_path, monkeypatch):
 
 
 def translated(recipe, split: str = "test") -> dict[str, float]:
-    """Twelve sentences instead of all: what is measured does not matter here."""
-    recipe.predict([recipe.train_text.sources[i] for i in range(12)])
+    """Twelve sentences instead of all, in batches of several lengths: what is measured does not matter here."""
+    by_length = sorted((recipe.train_text.sources[i] for i in range(12)), key=len)
+    for first in range(0, 12, 4):
+        recipe.predict(by_length[first : first + 4])
     return {"bleu": 1.0}

@@ -107,6 +107,8 @@ class Bench:
         dynamic: bool = False,
         same: Callable[[Any, Any], Tensor | None] | None = None,
     ) -> None:
+        with torch.inference_mode(False):  # what was seen in inference mode cannot be traced
+            inputs = tuple(x.clone() for x in inputs)
         self.network, self.inputs, self.source, self.work, self.same = network.eval(), inputs, source, work, same
         self.dynamic = dynamic
         self.open_sizes = [
