@@ -172,7 +172,7 @@ def test_readme_commands_of_deployment_run(tmp_path):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make (\w+)", README + CONTRIBUTING):
+    for target in re.findall(r"(?:^ *|`)make (\w+)", README + CONTRIBUTING, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
