@@ -270,3 +270,16 @@ def test_sizes_in_arithmetic_are_exported(tmp_path):
 
 def test_only_the_batch_differs_in_closed_sizes():
     assert closed((torch.zeros(2, 3), torch.zeros(2))).axes == ((), ()) and not closed((torch.zeros(2, 3),)).any
+
+
+def test_weights_that_are_computed_at_each_call_are_not_folded():
+    from paperzoo.engine.inference import make_ready
+
+    torch.manual_seed(0)
+    convolution = torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
+    network = nn.Sequential(convolution, nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = network(x)
+        assert torch.equal(make_ready(network, (x,))(x), expected)
+    assert isinstance(network[1], nn.BatchNorm2d)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from paperzoo.engine.parity import leaves
 from paperzoo.engine.runtime import channels_last
@@ -44,7 +45,10 @@ def make_ready(network: nn.Module, inputs: tuple) -> nn.Module:
 
 
 def foldable(network: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
-    """(layer, norm) by name, for every norm that reads what the layer alone has just returned."""
+    """(layer, norm) by name, for every norm that reads what the layer alone has just returned.
+
+    Layers whose weights are computed anew at each call (spectral norm) are left out: there is no weight to fold into.
+    """
     made: dict[int, tuple[str, torch.Tensor]] = {}
     calls: dict[str, int] = {}
     found: list[tuple[str, str]] = []
@@ -70,7 +74,7 @@ def foldable(network: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [(a, b) for a, b in found if calls[a] == calls[b] == 1]
+    return [(a, b) for a, b in found if calls[a] == calls[b] == 1 and not is_parametrized(network.get_submodule(a))]
 
 
 def replace(network: nn.Module, name: str, module: nn.Module) -> None:
