@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,46 +17,28 @@ from paperzoo.tasks.volume_metrics import soft_dice
 
 
 def cases() -> Iterator[Case]:
-    import re
-
     import monai
     from monai.networks.nets import VNet as Theirs
 
     torch.manual_seed(0)
     source = f"monai {monai.__version__} VNet"
-    for bias, train, channels, classes, size in (
-        (True, False, 1, 2, (16, 32, 16)),
-        (False, False, 4, 3, (16, 16, 16)),
-        (True, True, 1, 2, (16, 16, 16)),
-    ):
-        # in training in double precision, as batch norms of a few voxels amplify rounding
-        reference = Theirs(3, channels, classes, "prelu", bias=bias).train(train)
-        for part in reference.modules():
-            if isinstance(
-                part, nn.Dropout3d
-            ):  # that of the skipped maps cannot be switched off by an argument on two levels
-                part.p = 0.0
-            if isinstance(part, nn.BatchNorm3d):
-                nn.init.uniform_(part.weight, 0.5, 1.5)
-                nn.init.normal_(part.bias, std=0.2)
-                part.running_mean.normal_(std=0.2)
-                part.running_var.uniform_(0.5, 1.5)
-        ours = vnet(classes, channels).train(train)
-        ours.load_state_dict(from_official(reference.state_dict()))
-        if train:
-            ours, reference = ours.double(), reference.double()
-        names = {}
-        for name, _ in reference.named_parameters():
-            mine = name
-            for pattern, new in MONAI:
-                mine = re.sub(pattern, new, mine)
-            names[mine] = name
+    full, reference = vnet(3, 4).eval(), Theirs(3, 4, 3, "prelu").eval()
+    livelier(reference)
+    full.load_state_dict(from_official(reference.state_dict()))
+    yield Case("the network, eval", full, reference, (torch.randn(1, 4, 16, 16, 16),), source)
+    for train, batch, size in ((False, 2, (16, 32, 16)), (True, 3, (32, 16, 16))):
+        # in double precision, as batch norms of a few voxels amplify rounding
+        reference = narrow(1, 2).double().train(train)
+        livelier(reference)
+        ours = VNet(2, 1, width=4).double().train(train)
+        names = {our_name(name): name for name, _ in reference.named_parameters()}
+        ours.load_state_dict(from_official({narrowed(k): v for k, v in reference.state_dict().items()}))
         yield Case(
-            f"{'training' if train else 'eval'}, {channels} channel(s), {size}: logits and all gradients",
+            f"4 to 64 channels, {'training' if train else 'eval'}, {size}: logits and all gradients",
             lambda x, net=ours, names=names: gradients_of(net, x, {name: name for name in names}),
             lambda x, net=reference, names=names: gradients_of(net, x, names),
-            (torch.randn(3 if train else 1, channels, *size, dtype=torch.float64 if train else torch.float32),),
-            source,
+            (torch.randn(batch, 1, *size, dtype=torch.float64),),
+            f"{source}, built of its stages",
         )
     ours = VNet(2, 3, 4, (1, 2), (2, 1), (4, 2), 3).double().eval()
     yield Case(
@@ -114,6 +97,47 @@ def cases() -> Iterator[Case]:
         (),
         "numpy.quantile",
     )
+
+
+def narrow(channels: int, classes: int) -> nn.Module:
+    """MONAI's network with a quarter of its channels: its own stages and forward pass."""
+    from monai.networks.nets import vnet as theirs
+
+    class Narrow(theirs.VNet):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            down = {"act": "prelu", "bias": True}
+            up = {"act": "prelu", "dropout_prob": (None, 0.0)}
+            self.in_tr = theirs.InputTransition(3, channels, 4, **down)
+            for i, steps in enumerate((1, 2, 3, 2)):
+                setattr(self, f"down_tr{32 * 2**i}", theirs.DownTransition(3, 4 * 2**i, steps, **down))
+            for name, width, out, steps in ((256, 64, 64, 2), (128, 64, 32, 2), (64, 32, 16, 1), (32, 16, 8, 1)):
+                setattr(self, f"up_tr{name}", theirs.UpTransition(3, width, out, steps, **up))
+            self.out_tr = theirs.OutputTransition(3, 8, classes, **down)
+
+    return Narrow()
+
+
+def narrowed(name: str) -> str:
+    """MONAI's stages are called by their channels; with a quarter of them ours have other names."""
+    return re.sub(r"_tr(\d+)", lambda match: f"_tr{int(match[1]) // 4}", name)
+
+
+def our_name(name: str) -> str:
+    name = narrowed(name)
+    for pattern, new in MONAI:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def livelier(network: nn.Module) -> None:
+    """Norms that are not at their start, so that leaving one out shows."""
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.2)
+            part.running_mean.normal_(std=0.2)
+            part.running_var.uniform_(0.5, 1.5)
 
 
 TRUTH_SEED = 3
