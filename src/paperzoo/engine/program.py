@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from paperzoo.engine.explain import at_stack
+from paperzoo.engine.sizes import shapes
 from paperzoo.errors import PaperZooError
+
+READABLE = 40  # characters of a rule about sizes
 
 # operators of a tensor and a number, as torch.export writes them
 ARITHMETIC = {
@@ -27,15 +30,15 @@ def to_program(
 ) -> torch.export.ExportedProgram:
     """The network as a program whose first dimension of every input is the batch and may differ; `axes` of each input, too."""
     batch, axes = torch.export.Dim("batch", min=1), axes or [()] * len(inputs)
-    shapes = tuple(
+    dynamic = tuple(
         {0: batch} | dict.fromkeys(more, torch.export.Dim.DYNAMIC) if isinstance(x, Tensor) and x.ndim else None
         for x, more in zip(inputs, axes, strict=True)
     )
     kinds = [p.kind for p in inspect.signature(network.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:  # they are one argument then
-        shapes = (shapes,)
+        dynamic = (dynamic,)
     with torch.no_grad(), plain_sizes(network) if any(axes) else contextlib.nullcontext():
-        return torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(network, inputs, dynamic_shapes=dynamic, strict=False)
 
 
 @contextlib.contextmanager
@@ -105,12 +108,13 @@ def broken_rule(program: torch.export.ExportedProgram, examples: Sequence[tuple[
         for rule in rules:
             held = rule.expr.xreplace(values)
             if isinstance(rule.expr, sympy.Eq) and not held.free_symbols and not bool(held):
-                left, right = (
-                    str(side.xreplace({k: sympy.Symbol(v) for k, v in names.items()})) for side in rule.expr.args
-                )
                 place = rule.sloc.framework_loc
                 line = at_stack(f'File "{place.filename}", line {place.lineno}') if hasattr(place, "filename") else ""
-                return f"its graph holds only where {left} is {right}{line}"[:200]
+                named = rule.expr.xreplace({symbol: sympy.Symbol(name) for symbol, name in names.items()})
+                left, right = map(str, named.args)
+                if len(left) + len(right) > READABLE:
+                    return f"its graph holds only for some sizes, and not for {shapes(example)}{line}"
+                return f"its graph holds only where {left} is {right}{line}"
     return ""
 
 
