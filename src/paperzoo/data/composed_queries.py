@@ -96,6 +96,11 @@ class ComposedQueries(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def queries_an_item(self) -> int:
+        """How many `drawn` gives."""
+        return 2 if self.several else 1
+
     def drawn(self, item: int) -> list[tuple[int, str, int]]:
         """The queries of a training item: (source, sentence, target)."""
         if not self.several:
@@ -315,6 +320,8 @@ class MitStates(ComposedQueries):
 
     49 nouns are for testing. A training item is two other states of a picture's thing.
     """
+
+    queries_an_item = 2
 
     def __init__(self, root: Path, split: str) -> None:
         paths: list[str] = []

@@ -191,7 +191,7 @@ class ComposedRecipe(RetrievalRecipe):
     @cached_property
     def train_data(self) -> Prepared:
         data = self.queries("train")
-        if self.config.batch_size % len(data.drawn(0)):
+        if self.config.batch_size % data.queries_an_item:
             raise DataError(self.config.data, "has two queries an item, so batch_size must be even")
         return Prepared(data, self.transform, self.ids)
 
@@ -201,7 +201,7 @@ class ComposedRecipe(RetrievalRecipe):
 
     @cached_property
     def batches(self):
-        items = self.config.batch_size // len(self.train_data.data.drawn(0))
+        items = self.config.batch_size // self.train_data.data.queries_an_item
         return self.runtime.batches(self.train_data, items, workers=self.config.workers, collate=collate)
 
     # -- learning ------------------------------------------------------------------------------------------------
