@@ -91,6 +91,21 @@ def test_cityscapes_label_ids_become_the_19_classes(tmp_path):
     assert data.labels[:2] == ["road", "sidewalk"] and set(data[0][1].unique().tolist()) == {*range(19), 255}
 
 
+def test_camvid_has_eleven_classes_and_one_id_that_does_not_count(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}annot").mkdir()
+        Image.new("RGB", (3, 2)).save(tmp_path / name / "0001TP.png")
+        Image.fromarray(np.array([[0, 10, 11], [3, 8, 11]], np.uint8)).save(tmp_path / f"{name}annot" / "0001TP.png")
+    for split in ("train", "test"):
+        data = open_masks(str(tmp_path), split)
+        assert data.labels[0] == "sky" and data.labels[8] == "car" and len(data.labels) == 11
+        assert data[0][1].tolist() == [[0, 10, 255], [3, 8, 255]]
+    (tmp_path / "testannot" / "0001TP.png").unlink()
+    with pytest.raises(DataError, match="has no mask"):
+        open_masks(str(tmp_path), "test")
+
+
 def test_voc_layout(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2012"
     for name in ("a", "b"):

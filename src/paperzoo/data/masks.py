@@ -1,4 +1,4 @@
-"""Images with segmentation masks: folders of pictures and class-id pictures, Pascal VOC, ADE20K, Cityscapes, and three embedded sets.
+"""Images with segmentation masks: folders of pictures and class-id pictures, Pascal VOC, ADE20K, Cityscapes, CamVid; three embedded sets.
 
 An item is `(image, mask)`: `tv_tensors.Image` uint8 (3, H, W) and `tv_tensors.Mask` int64 (H, W) whose values are class ids
 0 … K-1 or 255 for "do not count". Files are decoded when an item is asked for; a broken one raises `DataError` naming it.
@@ -33,6 +33,9 @@ CITYSCAPES_LABELS = (
     "road;sidewalk;building;wall;fence;pole;traffic light;traffic sign;vegetation;terrain;sky;person;rider;car;truck;bus;"
     "train;motorcycle;bicycle"
 ).split(";")
+CAMVID_LABELS = (
+    "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
+)  # of SegNet's release
 CITYSCAPES_IDS = (
     7,
     8,
@@ -196,7 +199,8 @@ def open_masks(name_or_path: str, split: str = "train") -> Dataset:
         name_or_path: "digit_ink", "digit_scenes" or "shape_masks" (embedded), or a folder in one of these layouts:
             `images/` and `masks/` with equal file names, with or without `train/` and `val/` inside (every fifth image is held out
             without) and optionally `labels.txt`, one class name a line; `ADEChallengeData2016`; Cityscapes (`leftImg8bit`, `gtFine`);
-            Pascal VOC (`JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`).
+            Pascal VOC (`JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`); CamVid as SegNet's authors gave it out
+            (`train`, `trainannot`, `test`, `testannot`).
         split: "train" or "test".
 
     Raises:
@@ -212,6 +216,8 @@ def open_masks(name_or_path: str, split: str = "train") -> Dataset:
         raise PaperZooError(
             f"data '{name_or_path}' is neither an embedded segmentation set ({', '.join(EMBEDDED)}) nor a folder"
         )
+    if (root / "trainannot").is_dir():
+        return _open_camvid(root, split)
     voc = _voc_root(root)
     return _open_voc(voc, split) if voc else _open_folders(root, split)
 
@@ -303,6 +309,29 @@ def _ids_in(masks: Iterable[Path]) -> set[int]:
         except DataError:
             continue  # reported when the file's turn comes
     return found
+
+
+# -- CamVid ----------------------------------------------------------------------------------------------------------
+
+
+def _open_camvid(root: Path, split: str) -> MaskFiles:
+    """Eleven classes; the twelfth id, 11, does not count. `test` is testannot/, or valannot/ where that is missing."""
+    names = ("train",) if split == "train" else ("test", "val")
+    for name in names:
+        images, masks = root / name, root / f"{name}annot"
+        if images.is_dir() and masks.is_dir():
+            break
+    else:
+        raise DataError(root, f"has no folders {' or '.join(f'{name}/ with {name}annot/' for name in names)}")
+    pairs = []
+    for image in _pictures(images):
+        mask = masks / f"{image.stem}.png"
+        if not mask.is_file():
+            raise DataError(image, f"has no mask; expected {mask}")
+        pairs.append((image, mask))
+    if not pairs:
+        raise DataError(images, f"has no pictures ({', '.join(sorted(SUFFIXES))})")
+    return MaskFiles(pairs, CAMVID_LABELS, _table({i: i for i in range(len(CAMVID_LABELS))}))
 
 
 # -- Pascal VOC ------------------------------------------------------------------------------------------------------
