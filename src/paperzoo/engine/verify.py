@@ -341,14 +341,8 @@ def deploys(paper: Paper, card: Card, folder: Path) -> Step:
         fit(recipe, folder, settings)
         save_results(recipe, folder, {})
     recipe = load(folder, device="cpu")
-    stored = torch.load(folder / "checkpoint.pt", weights_only=True)["recipe"]
-    again = recipe.deployed.state_dict()
-    kept = next((s for name, s in stored.items() if isinstance(s, dict) and name in ("average", "model") and s), None)
-    if kept is not None:
-        names = {k.removeprefix("module."): v for k, v in (stored.get("average") or stored.get("model")).items()}
-        wrong = [k for k in again if k in names and not torch.equal(again[k], names[k])]
-        if wrong:
-            return Step("deploys", "failed", f"saved and loaded, '{wrong[0]}' is another tensor")
+    if wrong := changed_by_storing(recipe, folder):
+        return Step("deploys", "failed", f"saved and loaded, '{wrong}' is another tensor")
     exported = export(recipe, folder / "model.onnx")
     size = sum(p.stat().st_size for p in folder.glob("model.onnx*"))
     figures = {"difference": exported.difference, "scale": exported.scale, "bytes": size}
@@ -366,6 +360,15 @@ def deploys(paper: Paper, card: Card, folder: Path) -> Step:
         f"ONNX Runtime within {exported.difference:.1e} at {exported.sizes}; reloaded exactly",
         figures,
     )
+
+
+def changed_by_storing(recipe: Recipe, folder: Path) -> str | None:
+    """The first tensor of a recipe loaded from a run's folder that is not the one in its last checkpoint; None if there is none."""
+    stored = torch.load(folder / "checkpoint.pt", weights_only=True)["recipe"]
+    kept = stored.get("average") or stored.get("model") or {}
+    names = {k.removeprefix("module."): v for k, v in kept.items()}
+    again = recipe.deployed.state_dict()
+    return next((k for k in again if k in names and not torch.equal(again[k], names[k])), None)
 
 
 # -- reproduces --------------------------------------------------------------------------------------------------------
