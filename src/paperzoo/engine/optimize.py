@@ -537,7 +537,9 @@ def evaluated(bench: Bench | Team, recipe: Recipe, runner: Any) -> dict[str, flo
         metrics = {k: float(v) for k, v in recipe.evaluate("test").items()}
     finally:
         bench.uninstall()
-    called = [one for one in installed if one.calls + one.passed_on]  # what is kept from an earlier call is not called again
+    called = [
+        one for one in installed if one.calls + one.passed_on
+    ]  # what is kept from an earlier call is not called again
     bench.answered = min((one.calls / (one.calls + one.passed_on) for one in called), default=0.0)
     return metrics
 

@@ -106,8 +106,9 @@ def save(recipe: Recipe, value: Any, result: Any, draw: Path | None, number: int
     if picture is None:
         return None
     draw.mkdir(parents=True, exist_ok=True)
-    path = draw / f"{number:03d}_{safe(Path(name).stem)}.png"
-    picture.save(path)
+    moving = getattr(picture, "is_animated", False)
+    path = draw / f"{number:03d}_{safe(Path(name).stem)}{'.gif' if moving else '.png'}"
+    picture.save(path, **({"save_all": True} if moving else {}))
     return str(path)
 
 

@@ -94,6 +94,9 @@ def shown(value: float) -> str:
 
 def picture_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
+    if getattr(picture, "is_animated", False):
+        picture.save(buffer, "GIF", save_all=True)
+        return "data:image/gif;base64," + base64.b64encode(buffer.getvalue()).decode()
     picture.convert("RGB").save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
