@@ -139,8 +139,7 @@ def prune(backbone: Backbone, create: Any, name: str, in_channels: int, argument
         twin = Backbone(create(name, in_channels=in_channels, **arguments), backbone.taken)
     images = torch.empty(2, in_channels, *[picture_size(twin.body)] * 2, device="meta")
     parameters = dict(twin.body.named_parameters())
-    with torch.enable_grad():
-        total = sum(m.sum() for m in twin(images))
+    total = sum(m.sum() for m in twin(images))
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     used = {key for key, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     idle: list[str] = []

@@ -52,26 +52,6 @@ ABOUT = {  # data -> what a network of it has learned from, and what it cannot d
             "zh": "它只会寻找手写数字，从未见过人、汽车或其他任何东西。",
         },
     },
-    "shape_masks": {
-        "learned_from": {
-            "en": "small pictures of coloured shapes and handwritten digits pasted on photographs",
-            "zh": "把彩色图形和手写数字贴在照片上的小图",
-        },
-        "limits": {
-            "en": "It knows a few drawn shapes and digits alone, and takes everything else for background.",
-            "zh": "它只认识几种画出来的图形和数字，其余一切都当作背景。",
-        },
-    },
-    "traced_scenes": {
-        "learned_from": {
-            "en": "small ray-traced pictures of rooms and simple solids with their exact depth",
-            "zh": "光线追踪生成的房间与简单立体的小图及其精确深度",
-        },
-        "limits": {
-            "en": "It has seen rendered rooms alone: in photographs it guesses, and its metres mean little.",
-            "zh": "它只见过渲染出来的房间：面对照片它只能猜，给出的米数意义不大。",
-        },
-    },
     "python_docs": {
         "learned_from": {
             "en": "docstrings of Python's standard library",
