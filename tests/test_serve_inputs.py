@@ -27,7 +27,7 @@ from paperzoo.serve.batching import Batcher, Work  # noqa: E402
 from paperzoo.serve.endpoints import read_typed  # noqa: E402
 from paperzoo.serve.kinds import KINDS, kind_for  # noqa: E402
 from paperzoo.serve.limits import Limits, Refused  # noqa: E402
-from paperzoo.serve.picture_inputs import Faces, People, Picture, PictureAndText  # noqa: E402
+from paperzoo.serve.picture_inputs import Faces, People, Picture, PictureAndText, PicturePair  # noqa: E402
 from paperzoo.serve.table_inputs import Numbers, Row  # noqa: E402
 from paperzoo.serve.word_inputs import Asked, Named, Text, TextPair  # noqa: E402
 
@@ -77,7 +77,9 @@ def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, str]:
 # -- kinds -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Picture, Faces, People, PictureAndText, Text, TextPair, Asked, Named, Row, Numbers])
+@pytest.mark.parametrize(
+    "kind", [Picture, Faces, PicturePair, People, PictureAndText, Text, TextPair, Asked, Named, Row, Numbers]
+)
 def test_the_example_of_a_kind_is_taken(kind):
     made = kind(recipe(), Limits())
     assert len(ask(kind, {"inputs": [made.example()] * 2})) == 2
@@ -109,6 +111,17 @@ def test_pairs_of_pictures():
     assert [p.size for p in ask(Faces, {"input": [PICTURE, PICTURE]})[0]] == [(4, 3)] * 2
     for pair in ([PICTURE], [PICTURE] * 3, [PICTURE, "a.png"]):
         assert refused(Faces, {"input": pair}).status == 422
+
+
+def test_two_pictures_of_one_size():
+    assert [p.size for p in ask(PicturePair, {"input": [PICTURE, PICTURE]})[0]] == [(4, 3)] * 2
+    other = {"base64": base64.b64encode(png(5, 3)).decode()}
+    for wrong in (PICTURE, [PICTURE], [PICTURE] * 3, [PICTURE, other], [PICTURE, "a.png"]):
+        assert refused(PicturePair, {"input": wrong}).status == 422
+    four = [("file", f"{i}.png", png()) for i in range(4)]
+    assert len(ask(PicturePair, *form(*four))) == 2
+    assert refused(PicturePair, *form(*four[:3])).status == 422
+    assert refused(PicturePair, *form(*four[:2], ("more", None, b"x"))).status == 422
 
 
 def test_boxes_come_with_a_picture():

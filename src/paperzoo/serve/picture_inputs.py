@@ -93,6 +93,48 @@ class Faces(Picture):
         return list(zip(firsts, same_count(rows_of_pictures(tensors["second"], pixels), firsts), strict=True))
 
 
+class PicturePair(Picture):
+    """Two pictures of one size: before and after, first and second frame."""
+
+    name = "pair of pictures"
+    tensors = [("image", "UINT8", [-1, -1, -1, 3]), ("second", "UINT8", [-1, -1, -1, 3])]
+
+    @property
+    def schema(self) -> Schema:
+        return {"type": "array", "items": PICTURE, "minItems": 2, "maxItems": 2}
+
+    def example(self) -> Any:
+        return [super().example()] * 2
+
+    def warm_up(self) -> Any:
+        return (super().warm_up(),) * 2
+
+    def from_json(self, item: Any, pixels: Pixels) -> Any:
+        if not isinstance(item, list) or len(item) != 2:
+            raise Refused("an input is a list of two pictures")
+        return self.pair(*(super(PicturePair, self).from_json(part, pixels) for part in item))
+
+    def from_file(self, content: bytes, pixels: Pixels) -> list[Any]:
+        raise Refused("this model takes two pictures: as JSON, or as a form with two files named file", 415)
+
+    def from_form(self, texts: dict[str, list[str]], files: list[bytes], pixels: Pixels) -> list[Any]:
+        if texts or not files or len(files) % 2:
+            raise Refused("the form has two files named file for each input, the first one first, and no other fields")
+        pictures = [read_picture(content, pixels) for content in files]
+        return [self.pair(*pictures[i : i + 2]) for i in range(0, len(pictures), 2)]
+
+    def from_tensors(self, tensors: dict[str, np.ndarray], pixels: Pixels) -> list[Any]:
+        firsts = rows_of_pictures(tensors["image"], pixels)
+        seconds = same_count(rows_of_pictures(tensors["second"], pixels), firsts)
+        return [self.pair(*both) for both in zip(firsts, seconds, strict=True)]
+
+    def pair(self, first: Any, second: Any) -> tuple[Any, Any]:
+        sizes = [p.size if isinstance(p, Image.Image) else p.shape for p in (first, second)]
+        if sizes[0] != sizes[1]:
+            raise Refused(f"the two pictures have different sizes: {sizes[0]} and {sizes[1]}")
+        return first, second
+
+
 class People(Picture):
     """A picture, with the boxes of the people in it if they are known."""
 
