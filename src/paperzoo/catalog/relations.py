@@ -17,7 +17,11 @@ def imports(slug: str) -> tuple[str, ...]:
     paper = papers()[slug]
     if not paper.has_code:
         return ()
-    text = "\n".join(p.read_text(encoding="utf-8") for p in sorted(paper.path.glob("*.py")) if p.name != "parity.py")
+    text = "\n".join(
+        p.read_text(encoding="utf-8")
+        for p in sorted(paper.path.glob("*.py"))
+        if p.name not in ("parity.py", "golden.py")
+    )
     return tuple(s for s in dict.fromkeys(IMPORT.findall(text)) if s != slug and s in papers())
 
 
