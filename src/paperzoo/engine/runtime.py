@@ -279,7 +279,12 @@ def trainable(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """A network whose 2-D convolutions keep their kernels with the channels innermost; activations follow them."""
+    """A network whose 2-D convolutions keep their kernels with the channels innermost; activations follow them.
+
+    One whose class says `channels_last = False` is measured to be slower so, and is left as it is.
+    """
+    if not getattr(module, "channels_last", True):
+        return module
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             part.to(memory_format=torch.channels_last)

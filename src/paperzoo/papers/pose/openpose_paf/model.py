@@ -82,6 +82,8 @@ class OpenPose(nn.Module):
         batch_norm: after each convolution but the branches' last; not in the paper, whose front is a trained classifier.
     """
 
+    channels_last = False  # 7x7 convolutions of 128 channels on small maps are a little faster without
+
     def __init__(
         self,
         num_keypoints: int = 18,
