@@ -168,6 +168,8 @@ class SkeletonNetwork(nn.Module):
         adaptive: see `GraphConvolution`.
     """
 
+    channels_last = False  # kernels of one column, and a product over joints, are a quarter faster without
+
     def __init__(
         self,
         num_classes: int = 60,
