@@ -93,11 +93,11 @@ class Faces(Picture):
         return list(zip(firsts, same_count(rows_of_pictures(tensors["second"], pixels), firsts), strict=True))
 
 
-class PicturePair(Picture):
+class PicturePair(Faces):
     """Two pictures of one size: before and after, first and second frame."""
 
     name = "pair of pictures"
-    tensors = [("image", "UINT8", [-1, -1, -1, 3]), ("second", "UINT8", [-1, -1, -1, 3])]
+    may_lack = set()
 
     @property
     def schema(self) -> Schema:
@@ -110,9 +110,9 @@ class PicturePair(Picture):
         return (super().warm_up(),) * 2
 
     def from_json(self, item: Any, pixels: Pixels) -> Any:
-        if not isinstance(item, list) or len(item) != 2:
+        if not isinstance(item, list):
             raise Refused("an input is a list of two pictures")
-        return self.pair(*(super(PicturePair, self).from_json(part, pixels) for part in item))
+        return self.pair(*super().from_json(item, pixels))
 
     def from_file(self, content: bytes, pixels: Pixels) -> list[Any]:
         raise Refused("this model takes two pictures: as JSON, or as a form with two files named file", 415)
@@ -124,9 +124,7 @@ class PicturePair(Picture):
         return [self.pair(*pictures[i : i + 2]) for i in range(0, len(pictures), 2)]
 
     def from_tensors(self, tensors: dict[str, np.ndarray], pixels: Pixels) -> list[Any]:
-        firsts = rows_of_pictures(tensors["image"], pixels)
-        seconds = same_count(rows_of_pictures(tensors["second"], pixels), firsts)
-        return [self.pair(*both) for both in zip(firsts, seconds, strict=True)]
+        return [self.pair(*both) for both in super().from_tensors(tensors, pixels)]
 
     def pair(self, first: Any, second: Any) -> tuple[Any, Any]:
         sizes = [p.size if isinstance(p, Image.Image) else p.shape for p in (first, second)]
