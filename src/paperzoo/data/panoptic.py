@@ -36,8 +36,8 @@ class PanopticScenes(Dataset):
     labels = [*LABELS, *STUFF]
     things = frozenset(range(len(LABELS)))
 
-    def __init__(self, split: str, count: int = 64, size: int = 96) -> None:
-        self.split, self.scenes = split, panoptic_scenes(count, size, split)
+    def __init__(self, split: str, count: int = 64, size: int = 96, **options: Any) -> None:
+        self.split, self.scenes = split, panoptic_scenes(count, size, split, **options)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -50,11 +50,13 @@ class PanopticScenes(Dataset):
 
 
 @functools.lru_cache(maxsize=8)
-def panoptic_scenes(count: int, size: int, split: str) -> list[dict[str, Any]]:
+def panoptic_scenes(
+    count: int, size: int, split: str, max_objects: int = 4, scale: tuple[float, float] = (0.2, 0.45)
+) -> list[dict[str, Any]]:
     """Shapes (`paperzoo.data.shape_scenes`) on two of four grounds, which a waving line parts and a tint tells apart.
 
     A strip of a few pixels along the line is in no segment, as the ground's border is not sure; crowds are marked. Kept in
-    memory, so treat the tensors as read-only.
+    memory, so treat the tensors as read-only. `max_objects` and `scale` are those of `shape_scenes`.
     """
     rng = torch.Generator().manual_seed(count * 2 + (split == "test"))
     height, slope, phase = torch.rand(3, count, generator=rng)
@@ -73,7 +75,7 @@ def panoptic_scenes(count: int, size: int, split: str) -> list[dict[str, Any]]:
     tints = torch.tensor(TINTS)[..., None, None]
     tint = torch.where(lower[:, None], tints[other], tints[upper])
     scenes = []
-    for i, scene in enumerate(shape_scenes(count, size, max_objects=4, split=split, scale=(0.2, 0.45))):
+    for i, scene in enumerate(shape_scenes(count, size, max_objects=max_objects, split=split, scale=scale)):
         ids = torch.where(lower[i], 2, 1).masked_fill(unsure[i], 0)
         covered = torch.zeros(size, size, dtype=torch.bool)
         categories, crowds = {1: len(LABELS) + int(upper[i]), 2: len(LABELS) + int(other[i])}, []
