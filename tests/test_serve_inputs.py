@@ -27,7 +27,7 @@ from paperzoo.serve.batching import Batcher, Work  # noqa: E402
 from paperzoo.serve.endpoints import read_typed  # noqa: E402
 from paperzoo.serve.kinds import KINDS, kind_for  # noqa: E402
 from paperzoo.serve.limits import Limits, Refused  # noqa: E402
-from paperzoo.serve.picture_inputs import Faces, People, Picture, PictureAndText, PicturePair  # noqa: E402
+from paperzoo.serve.picture_inputs import AnyPair, Faces, People, Picture, PictureAndText, PicturePair  # noqa: E402
 from paperzoo.serve.table_inputs import Numbers, Row  # noqa: E402
 from paperzoo.serve.word_inputs import Asked, Named, Text, TextPair  # noqa: E402
 
@@ -352,3 +352,14 @@ assert "torch._dynamo" in sys.modules
 def test_a_start_puts_off_what_it_does_not_need():
     done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1500:]
+
+
+# -- pairs to match ----------------------------------------------------------------------------------------------------
+
+
+def test_two_pictures_to_match_may_differ_in_size():
+    other = {"base64": base64.b64encode(png(5, 6)).decode()}
+    assert [p.size for p in ask(AnyPair, {"input": [PICTURE, other]})[0]] == [(4, 3), (5, 6)]
+    assert refused(AnyPair, {"input": [PICTURE]}).status == 422
+    files = ("file", "a.png", png()), ("file", "b.png", png(5, 6))
+    assert [p.size for p in ask(AnyPair, *form(*files))[0]] == [(4, 3), (5, 6)]

@@ -6,14 +6,18 @@ from typing import Any
 
 from paperzoo.serve.inputs import Kind
 from paperzoo.serve.limits import Limits
-from paperzoo.serve.picture_inputs import Faces, People, Picture, PictureAndText, PicturePair
+from paperzoo.serve.picture_inputs import AnyPair, Faces, People, Picture, PictureAndText, PicturePair
 from paperzoo.serve.table_inputs import Numbers, Row
+from paperzoo.serve.video_inputs import ShortVideo
 from paperzoo.serve.word_inputs import Asked, MaskedText, Named, Text, TextPair
 
 KINDS: dict[str, type[Kind]] = {
     "paperzoo.tasks.face_verification": Faces,
     "paperzoo.tasks.optical_flow": PicturePair,
     "paperzoo.tasks.change_detection": PicturePair,
+    "paperzoo.tasks.geometric_matching": AnyPair,
+    "paperzoo.tasks.action_recognition": ShortVideo,
+    "paperzoo.tasks.video_detection": ShortVideo,
     "paperzoo.tasks.pose": People,
     "paperzoo.tasks.composed_retrieval": PictureAndText,
     "paperzoo.tasks.text_classification": Text,

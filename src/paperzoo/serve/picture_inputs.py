@@ -133,6 +133,13 @@ class PicturePair(Faces):
         return first, second
 
 
+class AnyPair(PicturePair):
+    """Two pictures, each of its own size: source and target."""
+
+    def pair(self, first: Any, second: Any) -> tuple[Any, Any]:
+        return first, second
+
+
 class People(Picture):
     """A picture, with the boxes of the people in it if they are known."""
 
