@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from paperzoo.engine.loop import one_step
-from paperzoo.engine.runtime import Runtime
+from paperzoo.engine.runtime import NonFiniteLoss, Runtime
 from paperzoo.errors import MissingExtra, PaperZooError, UnknownName
 from paperzoo.tasks import generation
 from paperzoo.tasks.generation import AdversarialRecipe, Config
@@ -52,6 +52,29 @@ def test_evaluation_has_its_anchors_in_order_and_repeats_exactly(recipe):
     assert first["fid"] > 5 * first["fid_real"]  # hardly trained
     assert first["judge_accuracy"] > 0.9
     assert first["conditional_accuracy"] < 0.5
+
+
+def test_collapse_is_seen(recipe, monkeypatch):
+    one, hues = torch.full((3, 32, 32), -1.0), torch.Generator().manual_seed(0)
+    one[:, 4:28, 14:18] = 1.0
+    monkeypatch.setattr(recipe, "sample", lambda noise, labels: one.expand(len(noise), -1, -1, -1))
+    same = recipe.evaluate()
+    assert same["classes_covered"] == 1 and same["diversity"] < 1e-3 and same["class_divergence"] > 2
+    data, rows = recipe.some_real(359), lambda n: torch.randint(359, (n,), generator=hues)
+    monkeypatch.setattr(recipe, "sample", lambda noise, labels: data[rows(len(noise))])
+    real = recipe.evaluate()
+    assert real["classes_covered"] == 10 and real["diversity"] > 0.7 and real["class_divergence"] < 0.5
+    assert real["kid"] < 0.1 * same["kid"] and real["swd"] < 0.3 * same["swd"]
+
+
+@pytest.mark.parametrize("loss", ["generator_loss", "discriminator_loss"])
+def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path, monkeypatch, loss):
+    before = [p.clone() for p in recipe.model.parameters()]
+    monkeypatch.setattr(recipe, loss, lambda *logits: sum(x.mean() for x in logits) * float("nan"))
+    with pytest.raises(NonFiniteLoss, match="the loss is nan at step"):
+        one_step(recipe, tmp_path)
+    if loss == "generator_loss":
+        assert all(torch.equal(a, b) for a, b in zip(recipe.model.parameters(), before, strict=True))
 
 
 def test_the_judge_does_not_depend_on_the_state_of_the_generators():

@@ -1,41 +1,53 @@
-"""Class-conditional image generation: from noise and a class to an image.
+"""Image generation: from noise, and for conditional models a class, to an image.
 
-A batch is (images, labels): float32 (B, 3, H, W) in [-1, 1] and int64 (B,) in 0 … num_classes - 1. A generator maps
-(latent (B, latent_dim) from a standard normal, labels (B,)) to images (B, 3, H, W) in [-1, 1]; a discriminator maps
-(images, labels) to logits (B,), high for what looks real. A prediction is a `Generated`.
+A batch is (images, labels): float32 (B, 3, H, W) in [-1, 1] and int64 (B,) in 0 … num_classes - 1. Two recipes are built on:
 
-The Fréchet inception distance compares the mean and covariance of features of generated and real images. The features
-of Inception-v3 need a download; the default here is a `Judge`: a small convolutional classifier of 64 features that is
-trained, always in the same way, on the training images of the data set itself (300 steps, about two seconds), and kept
-for the life of the process. Distances are comparable only between runs with the same features and data. So every
-evaluation prints two anchors beside "fid": "fid_real", of the training images against the same held-out images, which
-is as good as it gets, and "fid_noise", of uniform noise.
+    GenerativeRecipe    whatever makes images: how they are asked for, drawn and measured. A model brings `sample(noise, labels)`
+    AdversarialRecipe   the default: a generator (latent (B, latent_dim) from a standard normal, labels (B,)) -> images
+                        (B, 3, H, W) in [-1, 1], and a discriminator (images, labels) -> logits (B,), high for what looks real
+
+Likelihood models go on in `tasks/density.py`. A prediction is a `Generated`.
+
+An evaluation measures `config.samples` images, always of the same noise, against the held-out real ones (see
+`tasks/generation_metrics.py`): "fid" and "kid" on a judge's features (or Inception's), "swd" on patches; with them the
+anchors "fid_real", "kid_real", "swd_real", of the training images, which is as good as it gets, and "…_noise", of uniform noise.
+Collapse shows in "classes_covered", "class_divergence" (nats, 0 is best) and "diversity" (1 is as diverse as real, 0 is one image).
 """
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchvision.transforms import v2
-from torchvision.utils import make_grid
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from paperzoo.data.images import Images, open_images
 from paperzoo.engine.models import create
 from paperzoo.engine.recipe import Recipe, running_average
 from paperzoo.engine.runtime import Runtime
-from paperzoo.errors import DataError, MissingExtra, PaperZooError, UnknownName
+from paperzoo.errors import PaperZooError, UnknownName
+from paperzoo.tasks.generation_metrics import (
+    class_divergence,
+    covered_classes,
+    frechet_distance,
+    inception_distance,
+    judge,
+    kernel_distance,
+    readable,
+    relative_diversity,
+    sliced_wasserstein,
+    to_range,
+)
+from paperzoo.tasks.generation_pictures import sheet, to_picture, walk
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -86,127 +98,207 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-# -- features for the Fréchet distance -------------------------------------------------------------------------------
-
-JUDGE_SIZE, JUDGE_STEPS, JUDGE_BATCH = 32, 300, 64
+# -- whatever makes images -------------------------------------------------------------------------------------------
 
 
-class Judge(nn.Module):
-    """A small classifier whose 64 penultimate features measure images: (B, 3, H, W) in [-1, 1] -> (B, 64)."""
+class GenerativeRecipe(Recipe):
+    """What every generator shares: asking for images, drawing and measuring them.
 
-    num_features = 64
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-        side = JUDGE_SIZE // 8
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * side * side, self.num_features), nn.ReLU())
-        self.head = nn.Linear(self.num_features, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != (JUDGE_SIZE, JUDGE_SIZE):
-            images = F.interpolate(images, (JUDGE_SIZE, JUDGE_SIZE), mode="bilinear", antialias=True)
-        return self.body(images)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, num_classes)."""
-        return self.head(self(images))
-
-
-@functools.cache
-def judge(data: str) -> Judge:
-    """The judge of a data set, trained on its training images on the CPU: deterministic, once a process."""
-    images = open_images(data, "train").with_transform(to_range(JUDGE_SIZE))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # so that the order of sums, and with it every bit, does not depend on the number of threads
-    try:
-        return train_judge(images)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def train_judge(images: Images) -> Judge:
-    """`JUDGE_STEPS` steps of AdamW, whatever context this is called in."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(0)
-        network = Judge(len(images.labels)).train()
-        optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=JUDGE_STEPS)
-        for _ in range(JUDGE_STEPS):
-            pixels, labels = readable(images, torch.randint(len(images), (JUDGE_BATCH,)).tolist())
-            loss = F.cross_entropy(network.logits(pixels), labels, label_smoothing=0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
-    return network.eval().requires_grad_(False)
-
-
-def readable(images: Images, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """The samples of these rows as a batch, without those whose file cannot be read."""
-    samples = []
-    for row in rows:
-        try:
-            samples.append(images[row])
-        except DataError as error:
-            problem = error
-    if not samples:
-        raise problem
-    pixels, labels = zip(*samples, strict=True)
-    return torch.stack(pixels), torch.tensor(labels)
-
-
-def to_range(size: int, flip: bool = False) -> v2.Compose:
-    """The transform from uint8 (3, H, W) to float32 (3, size, size) in [-1, 1]: the central square, resized."""
-    mirror = [v2.RandomHorizontalFlip()] if flip else []
-    resize = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
-    return v2.Compose([*resize, *mirror, v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
-
-
-def inception_distance() -> FrechetInceptionDistance:
-    """The distance on the 2048 features of Inception-v3, as papers report it. Its weights are downloaded once.
-
-    Raises:
-        MissingExtra: if torch-fidelity, which brings the network, is not installed.
+    The config has `data`, `batch_size`, `samples`, `features` and `workers`. A subclass brings `self.model`, which has
+    `image_size`, `step`, and either a network (latent, labels) -> images with `latent_dim`, or its own `noise` and `sample`.
+    `facts["labels"]` are the classes; an unconditional model has the one label "image".
     """
-    try:
-        return FrechetInceptionDistance(feature=2048, normalize=True, reset_real_features=False)
-    except ModuleNotFoundError:
-        raise MissingExtra("torch-fidelity", "fid", "the Fréchet distance on Inception features") from None
 
-
-# -- pictures --------------------------------------------------------------------------------------------------------
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] as a PIL image."""
-    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def sheet(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
-    """(B, 3, H, W) in [-1, 1] as one picture with `columns` images a row, each pixel enlarged `scale` times."""
-    grid = to_picture(make_grid(images.detach().float().cpu().clamp(-1, 1), nrow=columns, padding=1, pad_value=1.0))
-    return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
-
-
-# -- the recipe ------------------------------------------------------------------------------------------------------
-
-
-class AdversarialRecipe(Recipe):
-    """The task's default recipe. A paper with another game overrides the two losses, or `step`."""
-
-    config: Config
     monitor = ("fid", "min")
+    conditional: bool = True
+    together: ClassVar[int] = 250  # how many images are generated at once
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
         super().__init__(config, runtime, facts)
         if not self.facts:
-            self.facts = {"labels": open_images(config.data, "train").labels}
+            self.facts = {"labels": self.open("train").labels if self.conditional else ["image"]}
+
+    # -- what a model may bring ----------------------------------------------------------------------------------
+
+    def open(self, split: str) -> Images:
+        """The images of a split, uint8 (3, H, W)."""
+        return open_images(self.config.data, split)
+
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
+        """The noise that `count` images are made from: (count, latent_dim), standard normal."""
+        return torch.randn(count, self.model.latent_dim, generator=rng)
+
+    @torch.inference_mode()
+    def sample(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], float32, by the deployed generator: a pure function of noise and labels."""
+        device = self.runtime.device
+        return self.deployed.eval()(noise.to(device), labels.to(device)).float()
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """The distances of generated images to the real ones of a split, how diverse they are, and whether their class is recognised.
+
+        "conditional_accuracy" is the share of generated images that the judge gives the class they were made for;
+        "judge_accuracy" is how often it is right on the real images of the split. With Inception features, "fid" alone.
+        """
+        with torch.autocast(self.runtime.device.type, enabled=False):
+            if self.config.features == "inception":
+                distance = inception_distance().to(self.runtime.device)
+                for images, _ in self.real_images(split):
+                    distance.update((images + 1) / 2, real=True)
+                for images, _ in self.generated_images():
+                    distance.update((images + 1) / 2, real=False)
+                return {"fid": float(distance.compute())}
+            return self.judged(split)
+
+    def judged(self, split: str) -> dict[str, float]:
+        real, features, found, labels = self.seen(split)
+        fake, fake_features, fake_found, wanted = self.seen(None)
+        classes = len(judge(self.config.data).head.bias)
+        metrics = self.distances(real, features, fake, fake_features)
+        if self.conditional:
+            metrics["conditional_accuracy"] = float((fake_found == wanted).float().mean())
+        metrics |= {
+            "judge_accuracy": float((found == labels).float().mean()),
+            "classes_covered": float(covered_classes(fake_found, classes)),
+            "class_divergence": class_divergence(fake_found, found, classes),
+            "diversity": relative_diversity(fake_features, fake_found, features, found),
+        }
+        return metrics | self.anchors(split, real, features)
+
+    def seen(self, split: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, at most `config.samples` a rank, and all judge's features and classes, and labels: of a split, or generated; on the CPU."""
+        network = judge(self.config.data).to(self.runtime.device)
+        total = len(self.open(split)) if split else self.config.samples
+        apart = -(
+            -total // max(1, self.config.samples)
+        )  # images are kept at this distance: folders are sorted by class
+        rows, place = [], 0
+        for images, labels in self.real_images(split) if split else self.generated_images():
+            features = network(images)
+            rows.append((images[-place % apart :: apart], features, network.head(features).argmax(1), labels))
+            place += len(images)
+        parts = [torch.cat(part) for part in zip(*rows, strict=True)]
+        if self.runtime.world > 1:  # ranks may have unequal numbers of rows
+            parts = [torch.cat(gather_all_tensors(part.contiguous())) for part in parts]
+        return tuple(part.cpu() for part in parts)
+
+    def distances(self, real: Tensor, features: Tensor, fake: Tensor, fake_features: Tensor) -> dict[str, float]:
+        """Fréchet, kernel and sliced Wasserstein distance, the last averaged over its scales."""
+        by_scale = sliced_wasserstein(real, fake)
+        return {
+            "fid": frechet_distance(features, fake_features),
+            "kid": kernel_distance(features, fake_features),
+            "swd": sum(by_scale.values()) / len(by_scale),
+        }
+
+    def anchors(self, split: str, real: Tensor, features: Tensor) -> dict[str, float]:
+        """What the distances are for real images of the other split, and for noise."""
+        kept = self.__dict__.setdefault("_anchors", {})
+        if split not in kept:
+            others, their_features, *_ = self.seen("test" if split == "train" else "train")
+            found = {"real": self.distances(real, features, others, their_features)}
+            rng = torch.Generator().manual_seed(self.runtime.key("uniform noise"))
+            static = torch.rand(real.shape, generator=rng) * 2 - 1
+            theirs = judge(self.config.data).to(self.runtime.device)(self.runtime.to_device(static)).cpu()
+            found["noise"] = self.distances(real, features, static, theirs)
+            kept[split] = {f"{k}_{name}": v for name, values in found.items() for k, v in values.items()}
+        return kept[split]
+
+    def real_images(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's part of a split."""
+        data = self.open(split).with_transform(to_range(self.model.image_size))
+        return iter(self.runtime.loader(data, 256, self.config.workers))
+
+    def generated_images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's part of `config.samples` generated images, the classes in turn; the same for every evaluation."""
+        rng = torch.Generator().manual_seed(self.runtime.key("evaluation"))
+        noise = self.noise(self.config.samples, rng)
+        labels = torch.arange(self.config.samples) % len(self.facts["labels"])
+        mine = slice(self.runtime.rank, None, self.runtime.world)
+        for z, wanted in zip(noise[mine].split(self.together), labels[mine].split(self.together), strict=True):
+            yield self.sample(z, wanted), self.runtime.to_device(wanted)
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def predict(self, inputs: list) -> list[Generated]:
+        """Each input asks for one image: a class by its label ("7") or number (7), "*" for any class; "7@42" fixes the
+        seed, which otherwise counts the inputs from 0. An unconditional model has the one label "image".
+
+        Raises:
+            UnknownName: for a class that does not exist.
+        """
+        wanted = [self.request(value, position) for position, value in enumerate(inputs)]
+        results: list[Generated] = []
+        for start in range(0, len(wanted), 64):
+            part = wanted[start : start + 64]
+            noise = torch.cat([self.noise(1, torch.Generator().manual_seed(seed)) for _, seed in part])
+            images = self.sample(noise, torch.tensor([index for index, _ in part]))
+            for (index, seed), image in zip(part, images, strict=True):
+                results.append(Generated(self.facts["labels"][index], index, seed, to_picture(image)))
+        return results
+
+    def request(self, value: Any, position: int) -> tuple[int, int]:
+        """Class number and seed that one input of `predict` asks for."""
+        labels = self.facts["labels"]
+        name, _, seed = ("*" if value is None else str(value)).partition("@")
+        if seed and not seed.isdigit():
+            raise PaperZooError(f"'{value}': what follows @ is the seed, a whole number such as {name}@42")
+        number = int(seed) if seed else position
+        if name == "*":
+            return zlib.crc32(str(number).encode()) % len(labels), number
+        if name in labels:
+            return labels.index(name), number
+        if isinstance(value, int) and 0 <= value < len(labels):
+            return value, number
+        raise UnknownName("class", name, labels)
+
+    def samples(self, folder: Path) -> list[str]:
+        """A request for each of the first ten classes; ten seeds of a model without classes."""
+        return self.facts["labels"][:10] if self.conditional else [f"image@{seed}" for seed in range(10)]
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(2, self.model.latent_dim, generator=torch.Generator().manual_seed(0))
+        return noise, torch.arange(2) % len(self.facts["labels"])
+
+    def draw(self, value: Any, result: Generated) -> Image.Image:
+        scale = max(1, 128 // result.image.width)
+        return result.image.resize((result.image.width * scale, result.image.height * scale), Image.Resampling.NEAREST)
+
+    def figures(self) -> dict[str, Image.Image]:
+        """Samples and walks between two noises, a row for each class where there are classes, and real images beside them."""
+        rng, rows = torch.Generator().manual_seed(0), min(10, len(self.facts["labels"])) if self.conditional else 5
+        classes = torch.arange(rows).repeat_interleave(10) if self.conditional else torch.zeros(50, dtype=torch.int64)
+        if self.conditional:
+            noise = self.noise(10, rng)
+            pictures = [z.repeat(rows, 1) for z in (noise, walk(noise[0], noise[1], 10))]
+        else:
+            noise = self.noise(50, rng)
+            pictures = [noise, torch.cat([walk(noise[2 * i], noise[2 * i + 1], 10) for i in range(rows)])]
+        more, scale = ", one class a row" if self.conditional else "", max(1, 64 // self.model.image_size)
+        shown = zip((f"Samples{more}", f"From one noise to another{more}"), pictures, strict=True)
+        sheets = {title: sheet(self.sample(z, classes), 10, scale) for title, z in shown}
+        return sheets | {"Real images, held out": sheet(self.some_real(50), 10, scale)}
+
+    def some_real(self, count: int) -> Tensor:
+        """Held-out images (count, 3, S, S) in [-1, 1], always the same ones."""
+        data = self.open("test").with_transform(to_range(self.model.image_size))
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+        return readable(data, rows.tolist())[0]
+
+
+# -- the default recipe ----------------------------------------------------------------------------------------------
+
+
+class AdversarialRecipe(GenerativeRecipe):
+    """The task's default recipe. A paper with another game overrides the two losses, or `step`."""
+
+    config: Config
+
+    def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
+        super().__init__(config, runtime, facts)
         if config.discriminator_steps > 1 and runtime.accumulate > 1:
             raise PaperZooError(
                 "accumulate must be 1 where discriminator_steps is more than 1; raise batch_size instead"
@@ -220,12 +312,10 @@ class AdversarialRecipe(Recipe):
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas)
         self.average = running_average(self.model, config.ema_decay)
 
-    # -- data ----------------------------------------------------------------------------------------------------
-
     @cached_property
     def train_data(self) -> Images:
         transform = to_range(self.model.image_size, self.config.flip)
-        return open_images(self.config.data, "train").with_transform(transform)
+        return self.open("train").with_transform(transform)
 
     @cached_property
     def batches(self):
@@ -241,8 +331,6 @@ class AdversarialRecipe(Recipe):
         noise = torch.randn(count, self.model.latent_dim, generator=rng)
         labels = torch.randint(len(self.facts["labels"]), (count,), generator=rng)
         return tuple(self.runtime.to_device(self.runtime.shard(t)) for t in (noise, labels))
-
-    # -- learning ------------------------------------------------------------------------------------------------
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         return hinge_discriminator_loss(real, fake)
@@ -266,8 +354,7 @@ class AdversarialRecipe(Recipe):
         noise, wanted = self.latents("generator")
         generator_loss = self.generator_loss(self.discriminator(self.model(noise, wanted), wanted))
         self.runtime.update(self.optimizer, generator_loss)
-        if self.average is not None and self.runtime.micro == self.runtime.accumulate - 1:
-            self.average.update_parameters(self.model)
+        self.follow()
         return {
             "discriminator_loss": discriminator_loss.detach(),
             "generator_loss": generator_loss.detach(),
@@ -275,138 +362,7 @@ class AdversarialRecipe(Recipe):
             "logit_fake": fake.detach().mean(),
         }
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def evaluate(self, split: str = "test") -> dict[str, float]:
-        """The Fréchet distance of generated images to the real ones of a split, and whether their class is recognised.
-
-        "conditional_accuracy" is the share of generated images that the judge gives the class they were made for;
-        "judge_accuracy" is how often it is right on the real images of the split. With Inception features, "fid" alone.
-        """
-        with torch.autocast(self.runtime.device.type, enabled=False):
-            if self.config.features == "inception":
-                distance = inception_distance().to(self.runtime.device)
-                for images, _ in self.real_images(split):
-                    distance.update((images + 1) / 2, real=True)
-                for images, _ in self.generated_images():
-                    distance.update((images + 1) / 2, real=False)
-                return {"fid": float(distance.compute())}
-            return self.judged(split)
-
-    def judged(self, split: str) -> dict[str, float]:
-        network = judge(self.config.data).to(self.runtime.device)
-        distance = FrechetInceptionDistance(network, reset_real_features=False).to(self.runtime.device)
-        hits = torch.zeros(4, dtype=torch.float64)  # right and all, generated and real
-        for images, labels in self.real_images(split):
-            distance.update(images, real=True)
-            hits[2:] += torch.tensor([(network.logits(images).argmax(1) == labels).sum(), len(labels)]).cpu()
-        for images, labels in self.generated_images():
-            distance.update(images, real=False)
-            hits[:2] += torch.tensor([(network.logits(images).argmax(1) == labels).sum(), len(labels)]).cpu()
-        hits = self.runtime.mean(hits)
-        metrics = {
-            "fid": float(distance.compute()),
-            "conditional_accuracy": float(hits[0] / hits[1]),
-            "judge_accuracy": float(hits[2] / hits[3]),
-        }
-        return metrics | self.anchors(split, distance)
-
-    def anchors(self, split: str, distance: FrechetInceptionDistance) -> dict[str, float]:
-        """What the distance is for real images of the other split, and for noise."""
-        kept = self.__dict__.setdefault("_anchors", {})
-        if split not in kept:
-            distance.reset()
-            for images, _ in self.real_images("test" if split == "train" else "train"):
-                distance.update(images, real=False)
-            real = float(distance.compute())
-            distance.reset()
-            for images, _ in self.real_images(split):
-                rng = torch.Generator().manual_seed(self.runtime.key("uniform noise", self.runtime.rank))
-                distance.update(self.runtime.to_device(torch.rand(images.shape, generator=rng) * 2 - 1), real=False)
-            kept[split] = {"fid_real": real, "fid_noise": float(distance.compute())}
-        return kept[split]
-
-    def real_images(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's part of a split."""
-        data = open_images(self.config.data, split).with_transform(to_range(self.model.image_size))
-        return iter(self.runtime.loader(data, 256, self.config.workers))
-
-    def generated_images(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's part of `config.samples` generated images, the classes in turn; the same for every evaluation."""
-        rng = torch.Generator().manual_seed(self.runtime.key("evaluation"))
-        noise = torch.randn(self.config.samples, self.model.latent_dim, generator=rng)
-        labels = torch.arange(self.config.samples) % len(self.facts["labels"])
-        mine = slice(self.runtime.rank, None, self.runtime.world)
-        for z, wanted in zip(noise[mine].split(250), labels[mine].split(250), strict=True):
-            yield self.sample(z, wanted), self.runtime.to_device(wanted)
-
-    # -- use -----------------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def sample(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], float32, by the deployed generator."""
-        device = self.runtime.device
-        return self.deployed.eval()(noise.to(device), labels.to(device)).float()
-
-    def predict(self, inputs: list) -> list[Generated]:
-        """Each input asks for one image: a class by its label ("7") or number (7), "*" for any class; "7@42" fixes the
-        seed, which otherwise counts the inputs from 0.
-
-        Raises:
-            UnknownName: for a class that does not exist.
-        """
-        wanted = [self.request(value, position) for position, value in enumerate(inputs)]
-        results: list[Generated] = []
-        for start in range(0, len(wanted), 64):
-            part = wanted[start : start + 64]
-            draws = [torch.Generator().manual_seed(seed) for _, seed in part]
-            noise = torch.stack([torch.randn(self.model.latent_dim, generator=rng) for rng in draws])
-            images = self.sample(noise, torch.tensor([index for index, _ in part]))
-            for (index, seed), image in zip(part, images, strict=True):
-                results.append(Generated(self.facts["labels"][index], index, seed, to_picture(image)))
-        return results
-
-    def request(self, value: Any, position: int) -> tuple[int, int]:
-        """Class number and seed that one input of `predict` asks for."""
-        labels = self.facts["labels"]
-        name, _, seed = ("*" if value is None else str(value)).partition("@")
-        if seed and not seed.isdigit():
-            raise PaperZooError(f"'{value}': what follows @ is the seed, a whole number such as {name}@42")
-        number = int(seed) if seed else position
-        if name == "*":
-            return zlib.crc32(str(number).encode()) % len(labels), number
-        if name in labels:
-            return labels.index(name), number
-        if isinstance(value, int) and 0 <= value < len(labels):
-            return value, number
-        raise UnknownName("class", name, labels)
-
-    def samples(self, folder: Path) -> list[str]:
-        """A request for each of the first ten classes."""
-        return self.facts["labels"][:10]
-
-    def example(self) -> tuple[Tensor, Tensor]:
-        noise = torch.randn(2, self.model.latent_dim, generator=torch.Generator().manual_seed(0))
-        return noise, torch.arange(2) % len(self.facts["labels"])
-
-    def draw(self, value: Any, result: Generated) -> Image.Image:
-        scale = max(1, 128 // result.image.width)
-        return result.image.resize((result.image.width * scale, result.image.height * scale), Image.Resampling.NEAREST)
-
-    def figures(self) -> dict[str, Image.Image]:
-        """A row of samples for each class, walks between two noises, and real images beside them."""
-        count = min(10, len(self.facts["labels"]))
-        rng = torch.Generator().manual_seed(0)
-        noise = torch.randn(10, self.model.latent_dim, generator=rng)
-        classes = torch.arange(count).repeat_interleave(10)
-        samples = self.sample(noise.repeat(count, 1), classes)
-        share = torch.linspace(0, 1, 10)[:, None] * torch.pi / 2
-        path = share.cos() * noise[0] + share.sin() * noise[1]  # keeps the norm, which a straight line would not
-        walks = self.sample(path.repeat(count, 1), classes)
-        data = open_images(self.config.data, "test").with_transform(to_range(self.model.image_size))
-        some = torch.randperm(len(data), generator=rng)[:50].tolist()
-        real, _ = readable(data, some)
-        scale = max(1, 64 // self.model.image_size)
-        titles = ("Samples, one class a row", "From one noise to another, one class a row", "Real images, held out")
-        return {t: sheet(images, 10, scale) for t, images in zip(titles, (samples, walks, real), strict=True)}
+    def follow(self) -> None:
+        """The running average takes the generator in, once a step."""
+        if self.average is not None and self.runtime.micro == self.runtime.accumulate - 1:
+            self.average.update_parameters(self.model)
