@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paperzoo.blocks.explaining import find_layer
 from paperzoo.engine.parity import Case
 from paperzoo.papers.classification.resnet.model import resnet18
 from paperzoo.papers.classification.resnet.parity import settled
-from paperzoo.papers.interpretability.grad_cam.technique import GradCAM, GuidedBackprop, GuidedGradCAM, find_layer
+from paperzoo.papers.interpretability.grad_cam.technique import GradCAM, GuidedBackprop, GuidedGradCAM
 
 
 class Small(nn.Module):
