@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from paperzoo.blocks.region_overlap import RegionOverlap, overlap_curve
 from paperzoo.catalog.cards import find
 from paperzoo.data.anomaly import open_anomaly
 from paperzoo.engine.checkpoint import restore, snapshot
@@ -190,3 +191,77 @@ def test_a_saved_run_predicts_without_the_data():
     again.model.load_state_dict(recipe.model.state_dict())
     image = recipe.test_set[2][0]
     assert again.predict([image])[0].score == recipe.predict([image])[0].score
+
+
+def test_a_folder_of_good_images_holds_some_out_and_draws_defects(tmp_path):
+    for i in range(11):
+        picture(tmp_path / "photos" / f"shelf_{i % 2}" / f"{i:02d}.png", size=(40, 30), seed=i)
+    (tmp_path / "photos" / "notes.txt").write_text("not a picture")
+    train, test = (open_anomaly(str(tmp_path / "photos"), split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (9, 4) and not {*train.files} & {*test.files}
+    assert test.defects[:2] == ["good", "good"] and test.defects[2:] == ["scratch", "stain"]
+    assert all(label == 0 and not mask.any() for _, label, mask in train)
+    for i in range(2):
+        good, drawn = test[i], test[i + 2]
+        assert (good[1], drawn[1]) == (0, 1) and drawn[2].any() and drawn[0].shape == (3, 30, 40)
+        changed = (good[0] != drawn[0]).any(0)
+        assert changed.any() and not (changed & ~drawn[2]).any()
+        assert torch.equal(drawn[0], test[i + 2][0])
+
+
+def test_a_folder_with_too_few_pictures_is_refused(tmp_path):
+    picture(tmp_path / "one" / "1.png")
+    with pytest.raises(DataError, match="has 1 pictures; it needs at least 2"):
+        open_anomaly(str(tmp_path / "one"), "train")
+    (tmp_path / "half" / "train" / "good").mkdir(parents=True)
+    with pytest.raises(DataError, match="train/good and test/<defect>"):
+        open_anomaly(str(tmp_path / "half"), "train")
+
+
+def test_region_overlap_counts_regions_not_pixels():
+    masks = torch.zeros(2, 6, 6, dtype=torch.bool)
+    masks[0, :4, :4] = True  # sixteen pixels, found
+    masks[1, 5, 5] = True  # one pixel, not found
+    maps = torch.zeros(2, 6, 6)
+    maps[0, :4, :4] = 1.0
+    metric = RegionOverlap(0.3)
+    metric.update(maps, masks)
+    # from half of the regions without a false alarm on to all at a rate of one: 0.5 + 0.5 x; its mean over 0 … 0.3 is 0.575
+    assert float(metric.compute()) == pytest.approx(0.575)
+
+
+def test_region_overlap_joins_corners_within_an_image_only():
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, 1, 1] = masks[0, 2, 2] = masks[1, 2, 2] = True
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 1, 1] = 1.0
+    _, overlap = overlap_curve(maps, masks)
+    assert overlap.tolist() == pytest.approx([0, 0.25, 1])  # half of one of two regions
+
+
+def test_region_overlap_without_defects_is_zero():
+    metric = RegionOverlap()
+    metric.update(torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool))
+    assert float(metric.compute()) == 0
+    with pytest.raises(ValueError, match="defective and one normal"):
+        overlap_curve(torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="one shape"):
+        overlap_curve(torch.rand(1, 4, 4), torch.zeros(1, 4, 5, dtype=torch.bool))
+
+
+def test_what_lies_outside_the_crop_is_as_cold_as_the_floor():
+    recipe = PatchCoreRecipe(replace(SMALL, resize=64, crop_size=48), Runtime())
+    recipe.floor = -1.0
+    heat = recipe.to_own_size(torch.full((48, 48), -0.25), (64, 80))
+    assert float(heat[2, 2]) == -1 and float(heat[32, 40]) == -0.25
+
+
+def test_the_embedded_object_stays_in_its_place():
+    train, test = open_anomaly("defects_flower", "train"), open_anomaly("defects_flower", "test")
+    assert (len(train), len(test)) == (48, 60)
+    images = torch.stack([image for image, _, _ in train]).float()
+    assert images.shape == (48, 3, 96, 96) and float(images.std(0).mean()) < float(images.mean(0).std())
+    assert not torch.equal(train[0][0], train[1][0])
+    for i in range(12):
+        _, label, mask = test[i]
+        assert label == int(mask.any()) == int(test.defects[i] != "good")

@@ -1,4 +1,4 @@
-"""Images that are normal or have a defect: MVTec AD's folder layout, and an embedded set of textures with generated defects.
+"""Images that are normal or have a defect: MVTec AD's folder layout, a folder of good images, embedded textures and an object with drawn defects.
 
 An item is (image, label, mask): uint8 (3, H, W); 0 for normal, 1 for a defect; bool (H, W), the defect's pixels. Training images are
 all normal. Files are decoded when an item is asked for; a broken one raises `DataError` naming it.
@@ -22,6 +22,7 @@ from paperzoo.errors import DataError, PaperZooError
 
 GOOD = "good"
 TEXTURES = ("brick", "grass", "gravel")
+OBJECT = "flower"
 TRAIN_COLUMNS = 0.6  # of an embedded texture's picture; test crops come from the rest
 SIZE = 96  # pixels of an embedded image
 
@@ -73,6 +74,51 @@ class AnomalyFiles(Dataset):
         return image, 1, mask
 
 
+class GoodFiles(Dataset):
+    """A folder of good images alone, subfolders included. Every fifth, by name, is held out.
+
+    Training: the others. Test: each held-out image as it is, and once more with a defect drawn into it. What is measured so speaks of
+    drawn defects, not of those that will come.
+    """
+
+    EVERY = 5
+
+    def __init__(self, root: Path, split: str) -> None:
+        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if len(files) < 2:
+            raise DataError(
+                root,
+                f"has {len(files)} pictures; it needs at least 2 good ones, or MVTec AD's folders train/good and test/<defect>",
+            )
+        held_out = files[self.EVERY - 1 :: self.EVERY] or files[-1:]
+        self.files = [p for p in files if p not in set(held_out)] if split == "train" else held_out
+        kinds = list(DEFECTS)
+        self.defects = [GOOD] * len(self.files)
+        if split == "test":
+            self.defects += [kinds[i % len(kinds)] for i in range(len(self.files))]
+
+    def __len__(self) -> int:
+        return len(self.defects)
+
+    def path(self, i: int) -> Path:
+        return self.files[i % len(self.files)]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
+        image, kind = read_image(self.path(i)), self.defects[i]
+        mask = torch.zeros(image.shape[1:], dtype=torch.bool)
+        if kind == GOOD:
+            return image, 0, mask
+        rng = np.random.default_rng([i, len(self.files)])
+        side = min(image.shape[1:])  # defects are drawn into a square, around the middle that a network sees
+        top, left = ((extent - side) // 2 for extent in image.shape[1:])
+        square = image[:, top : top + side, left : left + side]
+        drawn, drawn_mask = DEFECTS[kind](square.permute(1, 2, 0).contiguous().numpy(), rng)
+        image = image.clone()
+        image[:, top : top + side, left : left + side] = torch.from_numpy(drawn.copy()).permute(2, 0, 1)
+        mask[top : top + side, left : left + side] = torch.from_numpy(drawn_mask)
+        return image, 1, mask
+
+
 class TextureDefects(Dataset):
     """Crops of a real photographed texture, with defects of four kinds drawn into some of them; everything follows from the seed.
 
@@ -105,12 +151,43 @@ class TextureDefects(Dataset):
         return self.items[i]
 
 
+class ObjectDefects(Dataset):
+    """An object in the middle of the picture, photographed again and again: the same picture, moved, turned and scaled a little, with
+    other light and noise, and with defects of four kinds drawn into some; everything follows from the seed.
+
+    Training: `count` normal pictures. Test: a third of `count` are normal.
+    """
+
+    def __init__(self, name: str, split: str, count: int, seed: int = 0) -> None:
+        whole = picture(name)
+        side = min(whole.shape[:2])
+        rng = np.random.default_rng([seed, split == "test"])
+        kinds = [GOOD] if split == "train" else [GOOD, GOOD, *DEFECTS]
+        self.defects = [kinds[i % len(kinds)] for i in range(count)]
+        self.items: list[tuple[Tensor, int, Tensor]] = []
+        for kind in self.defects:
+            shot, mask = photographed(whole, side * 0.8, SIZE, rng), np.zeros((SIZE, SIZE), bool)
+            if kind != GOOD:
+                shot, mask = DEFECTS[kind](shot, rng)
+            image = torch.from_numpy(np.ascontiguousarray(shot)).permute(2, 0, 1).contiguous()
+            self.items.append((image, int(kind != GOOD), torch.from_numpy(mask)))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def path(self, i: int) -> str:
+        return f"{self.defects[i]} {i}"
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, Tensor]:
+        return self.items[i]
+
+
 def open_anomaly(name_or_path: str, split: str = "train") -> Dataset:
     """An anomaly-detection set by name or folder.
 
     Args:
-        name_or_path: "defects_brick", "defects_grass" or "defects_gravel" (embedded), or one category's folder in MVTec AD's layout:
-            `train/good`, `test/good`, `test/<defect>`, `ground_truth/<defect>`.
+        name_or_path: "defects_brick", "defects_grass", "defects_gravel" or "defects_flower" (embedded); or one category's folder in MVTec AD's layout:
+            `train/good`, `test/good`, `test/<defect>`, `ground_truth/<defect>`; or a folder of good images (see `GoodFiles`).
         split: "train" or "test".
 
     Raises:
@@ -118,9 +195,9 @@ def open_anomaly(name_or_path: str, split: str = "train") -> Dataset:
     """
     if split not in ("train", "test"):
         raise PaperZooError(f"split '{split}' is not known; it is one of train, test")
-    names = {f"defects_{texture}": texture for texture in TEXTURES}
+    names = {f"defects_{texture}": texture for texture in (*TEXTURES, OBJECT)}
     if name_or_path in names:
-        return _textures(names[name_or_path], split)
+        return _embedded(names[name_or_path], split)
     root = Path(name_or_path)
     if not root.is_dir():
         raise PaperZooError(f"data '{name_or_path}' is neither an embedded set ({', '.join(names)}) nor a folder")
@@ -128,13 +205,18 @@ def open_anomaly(name_or_path: str, split: str = "train") -> Dataset:
         categories = sorted(p.name for p in root.iterdir() if (p / "train").is_dir())
         if categories:
             raise DataError(root, f"holds several categories; choose one, for example {root / categories[0]}")
-        raise DataError(root, "needs the folders train/good and test/<defect> (and ground_truth/<defect>), as MVTec AD")
+        if (root / "train").is_dir() or (root / "test").is_dir():
+            raise DataError(
+                root, "needs the folders train/good and test/<defect> (and ground_truth/<defect>), as MVTec AD"
+            )
+        return GoodFiles(root, split)
     return AnomalyFiles(root, split)
 
 
 @functools.cache
-def _textures(texture: str, split: str) -> TextureDefects:
-    return TextureDefects(texture, split, count=48 if split == "train" else 60)
+def _embedded(name: str, split: str) -> Dataset:
+    count = 48 if split == "train" else 60
+    return ObjectDefects(f"{name}.jpg", split, count) if name == OBJECT else TextureDefects(name, split, count)
 
 
 # -- the embedded pictures ---------------------------------------------------------------------------------------------
@@ -142,10 +224,16 @@ def _textures(texture: str, split: str) -> TextureDefects:
 
 @functools.cache
 def picture(name: str) -> np.ndarray:
-    """A picture that ships inside scikit-image, uint8 (H, W, 3). Do not modify it."""
-    import skimage
+    """A picture that ships inside scikit-image, or scikit-learn's flower: uint8 (H, W, 3). Do not modify it."""
+    if name == f"{OBJECT}.jpg":
+        import sklearn.datasets as home
 
-    return np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
+        path = Path(home.__file__).parent / "images" / name
+    else:
+        import skimage as home
+
+        path = Path(home.__file__).parent / "data" / name
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -154,6 +242,21 @@ def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     crop = image[top : top + size, left : left + size]
     crop = crop[:, ::-1] if rng.random() < 0.5 else crop
     return (crop * rng.uniform(0.9, 1.1)).clip(0, 255).astype(np.uint8)
+
+
+def photographed(image: np.ndarray, extent: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    """The square of about `extent` pixels in an image's middle, as if photographed anew: uint8 (size, size, 3).
+
+    Turned by up to 8 degrees, moved by up to 3%, scaled by up to 5%, with a gain of up to 10% and noise of 3 grey levels.
+    """
+    angle, scale = np.deg2rad(rng.uniform(-8, 8)), extent / size * rng.uniform(0.95, 1.05)
+    x, y = np.array(image.shape[1::-1]) / 2 + rng.uniform(-0.03, 0.03, 2) * extent
+    c, s = np.cos(angle) * scale, np.sin(angle) * scale
+    half = size / 2
+    back = (c, s, x - half * (c + s), -s, c, y - half * (c - s))  # from the new pixels to the image's
+    shot = Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, back, Image.Resampling.BICUBIC)
+    values = np.asarray(shot) * rng.uniform(0.9, 1.1) + rng.normal(0, 3, (size, size, 3))
+    return values.clip(0, 255).astype(np.uint8)
 
 
 def scratch(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -8,26 +8,27 @@ anomalous. A prediction is an `Anomaly`, at the image's own size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from paperzoo.data.anomaly import open_anomaly
+from paperzoo.blocks.region_overlap import RegionOverlap
+from paperzoo.data.anomaly import PictureCrops, open_anomaly
 from paperzoo.data.images import to_image
 from paperzoo.engine.recipe import Recipe
 from paperzoo.engine.runtime import Runtime
-from paperzoo.errors import PaperZooError
+from paperzoo.errors import DataError, PaperZooError
 
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, which pretrained backbones expect
 
@@ -37,7 +38,7 @@ class Anomaly:
     """The answer for one image.
 
     score: how anomalous the image is, in the method's own unit. anomalous: whether that reaches `threshold`.
-    heat_map: float32 (H, W) at the image's own size; 0 outside the central crop that the network sees.
+    heat_map: float32 (H, W) at the image's own size; the recipe's `floor` outside the central crop that the network sees.
     """
 
     score: float
@@ -69,6 +70,8 @@ class AnomalyRecipe(Recipe):
 
     reads_images = True
     monitor = ("image_auroc", "max")
+    floor: ClassVar[float] = 0.0
+    """What a map shows where nothing is anomalous: the colder end of the colours, and the rest of an image that was cropped."""
 
     def __init__(self, config: Any, runtime: Runtime, facts: dict | None = None) -> None:
         super().__init__(config, runtime, facts)
@@ -86,6 +89,33 @@ class AnomalyRecipe(Recipe):
     @cached_property
     def test_set(self):
         return open_anomaly(self.config.data, "test")
+
+    @property
+    def evaluation_batch(self) -> int:
+        """How many images are looked at together where nothing is learned from them."""
+        return getattr(self.config, "test_batch_size", self.config.batch_size)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return Prepared(self.train_set, self.transform)
+
+    def normal_images(self, at: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch with number `at` of one pass over the normal images: their numbers int64 (B,), images (B, 3, S, S), and bool (B,),
+        which of them could be read. After the last image follows the first."""
+        size = self.evaluation_batch
+        rows = self.runtime.shard(torch.arange(at * size, (at + 1) * size) % len(self.prepared))
+        images, read = [], []
+        for row in rows.tolist():
+            try:
+                images.append(self.prepared[row][0])
+            except DataError as error:
+                from paperzoo.engine.feeding import note_broken
+
+                note_broken(self.runtime, [(error.path, error.problem)], len(self.prepared))
+                images.append(torch.zeros(3, self.config.crop_size, self.config.crop_size))
+            else:
+                read.append(row)
+        return rows, self.runtime.to_device(torch.stack(images)), torch.isin(rows, torch.tensor(read))
 
     @property  # not kept on self: a transform is a module, and would be taken for something to checkpoint
     def transform(self) -> v2.Compose:
@@ -105,22 +135,26 @@ class AnomalyRecipe(Recipe):
         """The network's outputs with labels and masks, over this rank's part of a split."""
         model = self.deployed.eval()
         data = Prepared(self.test_set if split == "test" else self.train_set, self.transform)
-        for images, labels, masks in self.runtime.loader(data, self.config.batch_size, self.config.workers):
+        for images, labels, masks in self.runtime.loader(data, self.evaluation_batch, self.config.workers):
             yield model(images), labels, masks
 
     @torch.inference_mode()
     def evaluate(self, split: str = "test") -> dict[str, float]:
-        """AUROC over all images and over all pixels of the split, and the accuracy of the yes-or-no answers."""
+        """AUROC over all images and over all pixels of the split, per-region overlap up to a false positive rate of 30%, and the
+        accuracy of the yes-or-no answers."""
         device, threshold = self.runtime.device, self.deployed.threshold
         of_images, of_pixels, accuracy = BinaryAUROC().to(device), BinaryAUROC().to(device), BinaryAccuracy().to(device)
+        of_regions = RegionOverlap(0.3).to(device)
         for output, labels, masks in self.outputs(split):
             # torchmetrics squashes values outside [0, 1] by a sigmoid, where large scores would become equal
             of_images.update(squash(output["score"]), labels)
             of_pixels.update(squash(output["map"]).flatten(), masks.flatten().long())
+            of_regions.update(output["map"], masks)
             accuracy.update((output["score"] >= threshold).long(), labels)
         return {
             "image_auroc": float(of_images.compute()),
             "pixel_auroc": float(of_pixels.compute()),
+            "pro": float(of_regions.compute()),
             "accuracy": float(accuracy.compute()),
         }
 
@@ -141,7 +175,9 @@ class AnomalyRecipe(Recipe):
         """A map (S, S) of the central crop put back into the whole image: (H, W)."""
         resized = v2.functional.resize(torch.zeros(1, *size), [self.config.resize]).shape[-2:]
         top, left = (round((extent - self.config.crop_size) / 2) for extent in resized)
-        canvas = F.pad(heat, (left, resized[1] - left - heat.shape[1], top, resized[0] - top - heat.shape[0]))
+        canvas = F.pad(
+            heat, (left, resized[1] - left - heat.shape[1], top, resized[0] - top - heat.shape[0]), value=self.floor
+        )
         return F.interpolate(canvas[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
     def samples(self, folder: Path) -> list[str]:
@@ -160,14 +196,12 @@ class AnomalyRecipe(Recipe):
     def draw(self, value: Any, result: Anomaly) -> Image.Image:
         """The image beside itself under the heat map, with the score."""
         image = to_image(value)
-        top = (
-            max(result.threshold, 1e-12)
-            if result.threshold < float("inf")
-            else float(result.heat_map.max().clamp(min=1e-12))
-        )
+        known = result.threshold < float("inf")
+        top = max((result.threshold if known else float(result.heat_map.max())) - self.floor, 1e-12)
         word = "anomalous" if result.anomalous else "normal"
         return captioned(
-            [as_picture(image), heat_picture(image, result.heat_map / (1.5 * top))], f"{word}, {result.score:.3g}"
+            [as_picture(image), heat_picture(image, (result.heat_map - self.floor) / (1.5 * top))],
+            f"{word}, {result.score:.3g}",
         )
 
     def figures(self) -> dict[str, Image.Image]:
@@ -198,6 +232,90 @@ class AnomalyRecipe(Recipe):
             "Held-out images: truth, picture, heat map": tile(pictures, 3),
             "Scores of held-out images": to_picture(figure),
         }
+
+
+class PretrainedRecipe(AnomalyRecipe):
+    """For methods that look at the features of a pretrained backbone, which itself is not adapted to the normal images.
+
+    The backbone's weights come from a classifier's file, `config.weights`. Where no such file can be had, `pretrain_steps` trains it
+    for a moment first: to tell from which of 14 photographs a crop comes. That stands in for ImageNet and is no part of any paper.
+
+    The config has, further: `weights`, `steps`, `pretrain_steps`, `pretrain_size`, `pretrain_batch_size`, `pretrain_rate`. A method
+    calls `prepare_backbone` when it is built, `pretrain(*batch)` while `pretraining`, and does its own steps afterwards.
+    """
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Images (B, 3, H, W) -> list of maps."""
+        return self.model.backbone
+
+    def prepare_backbone(self, channels: int, load: Callable[[Mapping[str, Tensor]], None], steps: int) -> None:
+        """Load the given weights, or make ready to train some. The model is already placed.
+
+        Args:
+            channels: of the backbone's last map.
+            load: takes a classifier's state dict over into the backbone.
+            steps: of the whole run; the last one is always the method's own.
+
+        Raises:
+            PaperZooError: if the file does not fit.
+        """
+        config = self.config
+        if config.weights is not None:
+            from paperzoo.engine.weights import read_state
+
+            try:
+                load(read_state(Path(config.weights)))
+            except RuntimeError as error:
+                line = " ".join(str(error).split())[:200]
+                raise PaperZooError(f"{config.weights}: does not fit the backbone of {config.model}: {line}") from error
+        self.pretrain_steps = min(config.pretrain_steps, steps - 1)
+        if self.pretrain_steps:
+            self.head = self.runtime.place(nn.Linear(channels, len(PictureCrops.labels)))
+            trained = [*self.backbone.parameters(), *self.head.parameters()]
+            self.pretrain_optimizer = torch.optim.AdamW(trained, config.pretrain_rate, weight_decay=0.01)
+            self.pretrain_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+                self.pretrain_optimizer, self.pretrain_steps
+            )
+
+    @property
+    def pretraining(self) -> bool:
+        return self.runtime.step < self.pretrain_steps
+
+    @cached_property
+    def crops(self):
+        config = self.config
+        to_input = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.facts["mean"], self.facts["deviation"])]
+        )
+        data = Labelled(PictureCrops(config.pretrain_size), to_input)
+        return self.runtime.batches(data, config.pretrain_batch_size, "crops", config.workers)
+
+    def pretrain(self, images: Tensor, labels: Tensor) -> dict:
+        """One step of the stand-in for ImageNet: which photograph is it?"""
+        self.backbone.train()
+        logits = self.head(self.backbone(images)[-1].mean((2, 3)))
+        loss = F.cross_entropy(logits.float(), labels)
+        self.runtime.update(self.pretrain_optimizer, loss)
+        if self.runtime.micro == self.runtime.accumulate - 1:
+            self.pretrain_schedule.step()
+        hits = (logits.detach().argmax(1) == labels).float().mean()
+        self.backbone.eval()
+        return {"pretrain_loss": loss.detach(), "train_accuracy": hits}
+
+
+class Labelled(Dataset):
+    """(image, label) pairs with the image transformed."""
+
+    def __init__(self, data: Any, transform: v2.Compose) -> None:
+        self.data, self.transform = data, transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image, label = self.data[i]
+        return self.transform(image), label
 
 
 def squash(values: Tensor) -> Tensor:
