@@ -193,3 +193,14 @@ def test_the_feature_losses_ask_for_their_file():
     config = dataclasses.replace(made.PRESETS["embedded"], features="vgg16")
     with pytest.raises(PaperZooError, match="feature_weights names no file"):
         made.RECIPE(config, Runtime()).look()
+
+
+def test_the_service_asks_for_transparent_holes(recipe):
+    from paperzoo.serve.kinds import kind_for
+    from paperzoo.serve.limits import Limits
+    from paperzoo.serve.pictures import Pixels
+
+    kind = kind_for(recipe, Limits())
+    given = [kind.warm_up(), kind.from_json(kind.example(), Pixels(Limits().pixels))]
+    assert kind.name == "picture with transparent holes"
+    assert all(0 < found.hole < 0.2 for found in recipe.predict(given))

@@ -6,7 +6,7 @@ from typing import Any
 
 from paperzoo.serve.inputs import Kind
 from paperzoo.serve.limits import Limits
-from paperzoo.serve.picture_inputs import AnyPair, Faces, People, Picture, PictureAndText, PicturePair
+from paperzoo.serve.picture_inputs import AnyPair, Faces, People, Picture, PictureAndText, PicturePair, PictureWithHoles
 from paperzoo.serve.table_inputs import Numbers, Row
 from paperzoo.serve.video_inputs import ShortVideo
 from paperzoo.serve.word_inputs import Asked, MaskedText, Named, Text, TextPair
@@ -18,6 +18,7 @@ KINDS: dict[str, type[Kind]] = {
     "paperzoo.tasks.geometric_matching": AnyPair,
     "paperzoo.tasks.action_recognition": ShortVideo,
     "paperzoo.tasks.video_detection": ShortVideo,
+    "paperzoo.tasks.inpainting": PictureWithHoles,
     "paperzoo.tasks.pose": People,
     "paperzoo.tasks.composed_retrieval": PictureAndText,
     "paperzoo.tasks.text_classification": Text,

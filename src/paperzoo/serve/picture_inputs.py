@@ -140,6 +140,27 @@ class AnyPair(PicturePair):
         return first, second
 
 
+class PictureWithHoles(Picture):
+    """A picture whose transparent pixels are to be filled."""
+
+    name = "picture with transparent holes"
+    tensors = [("image", "UINT8", [-1, -1, -1, 4])]
+
+    def example(self) -> Any:
+        return {"base64": base64.b64encode(png(with_hole(gradient(32, 32)))).decode()}
+
+    def warm_up(self) -> Any:
+        return with_hole(super().warm_up())
+
+
+def with_hole(picture: Image.Image) -> Image.Image:
+    """The same picture with a transparent rectangle in its middle."""
+    width, height = picture.size
+    picture.putalpha(255)
+    picture.paste((0, 0, 0, 0), (width // 3, height // 3, max(width // 2, width // 3 + 1), max(height // 2, 1)))
+    return picture
+
+
 class People(Picture):
     """A picture, with the boxes of the people in it if they are known."""
 
