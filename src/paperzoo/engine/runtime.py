@@ -253,6 +253,14 @@ class Runtime:
         """All ranks' rows (B, …) -> (world * B, …), in rank order. Gradients flow back to every rank's own rows."""
         return rows if self.world == 1 else GatherRows.apply(rows, self.rank, self.world)
 
+    def gather_objects(self, values: list) -> list:
+        """All ranks' lists joined, in rank order; whatever can be pickled, and as many of it on each rank as there are."""
+        if self.world == 1:
+            return values
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, values)
+        return [value for part in every for value in part]
+
     def place(self, module: nn.Module) -> nn.Module:
         """A network made ready: on the device, channels-last where it has 2-D convolutions, batch norm over all ranks."""
         if self.world > 1:

@@ -180,8 +180,7 @@ class InpaintingRecipe(Recipe):
             for one, clean, mask in zip(found.split(1), images.split(1), masks.split(1), strict=True):
                 share, error = 1 - float(mask.mean()), float((one - clean).abs().mean())
                 rows.append([share, psnr(one, clean), ssim(one, clean), error])
-        table = torch.tensor(rows, dtype=torch.float64).view(-1, 4)
-        return gathered_rows(table, self.runtime)
+        return torch.tensor(self.runtime.gather_objects(rows), dtype=torch.float64).view(-1, 4)
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         table = self.scores(split)
@@ -253,17 +252,6 @@ class InpaintingRecipe(Recipe):
         axes.set(xlabel="hole, % of the picture", ylabel="PSNR in dB")
         title = "Held-out pictures: with the hole, filled, true"
         return {title: tile(rows, 2), "How well holes of different sizes are filled": to_picture(figure)}
-
-
-def gathered_rows(table: Tensor, runtime: Runtime) -> Tensor:
-    """The rows (N, K) of every process, N any number of them; on the CPU."""
-    if runtime.world == 1:
-        return table
-    import torch.distributed as dist
-
-    tables: list[Any] = [None] * runtime.world
-    dist.all_gather_object(tables, table)
-    return torch.cat(tables)
 
 
 def shown_holes(image: Tensor, known: Tensor) -> Tensor:
