@@ -228,7 +228,7 @@ class EdgeRecipe(Recipe):
 
     @torch.inference_mode()
     def counts(self, split: str = "test") -> list[Counts]:
-        """Each picture of this process's part of the split against its annotators."""
+        """Each picture of the split against its annotators."""
         config = self.config
         data = self.test_set if split == "test" else self.train_set
         levels, every = thresholds(config.thresholds), []
@@ -239,7 +239,7 @@ class EdgeRecipe(Recipe):
                 every.append(
                     count_matches(suppress(strength, config.border), maps.cpu().numpy(), levels, config.tolerance)
                 )
-        return every
+        return self.runtime.gather_objects(every)
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         return summary(self.counts(split))
