@@ -185,6 +185,7 @@ def evaluate(
         "paperzoo predict retinanet holiday/ film.mp4 --draw out/",
         "paperzoo predict retinanet camera:0 --frames 100 --draw out/",
         "paperzoo predict fnet 'a sentence' --json",
+        "paperzoo predict swinir photo.png --scale 4 --weights swinir_x4.pth --draw out/",
     )
 )
 def predict(
@@ -195,7 +196,17 @@ def predict(
             help="Files or text, as the paper's task takes them; for pictures also folders, videos, camera:0, rtsp://…"
         ),
     ],
-    weights: Annotated[str | None, typer.Option(help="Other weights for the network.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Other weights for the network; a paper's name with weights needs no run."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Without a run: whose settings the weights are for.  [default: published]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Without a run: which model the weights are for.")] = None,
+    scale: Annotated[
+        int | None, typer.Option(min=2, help="Without a run: by how much pictures are enlarged, where the paper does.")
+    ] = None,
     draw: Annotated[
         Path | None, typer.Option(help="Write a picture of every result into this folder; a video becomes a video.")
     ] = None,
@@ -209,9 +220,18 @@ def predict(
     from paperzoo import terminal
 
     terminal.prepare_process()
+    from paperzoo.engine.given import has_run, load_given
     from paperzoo.engine.run import load
 
-    recipe = load(source, device=device, weights=weights)
+    named = {"preset": preset, "model": model, "scale": scale}
+    given = {option: value for option, value in named.items() if value is not None}
+    if given and weights is None:
+        raise PaperZooError(f"--{next(iter(given))} says what given weights are for; name their file with --weights")
+    if given or (weights is not None and not has_run(source)):
+        chosen = {"preset_name": given.pop("preset")} if "preset" in given else {}
+        recipe = load_given(source, weights, device, **chosen, **given)
+    else:
+        recipe = load(source, device=device, weights=weights)
     raise typer.Exit(terminal.predictions(recipe, inputs, draw, frames, json))
 
 
