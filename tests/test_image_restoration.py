@@ -562,3 +562,48 @@ def test_released_dncnn_files_load(tmp_path):
         y = y.relu() if k < 16 else y
     with torch.inference_mode():
         assert torch.allclose(network(x), x - y, atol=1e-5)
+
+
+# -- learning without clean pictures -----------------------------------------------------------------------------------
+
+
+def test_noise2noise_gives_out_two_copies_with_noise_of_their_own():
+    from paperzoo.papers.restoration.noise2noise.recipe import PRESETS, Noise2Noise
+
+    first, second = Noise2Noise(PRESETS["embedded"], Runtime()).batch()
+    # were one of them clean, or the noise the same, it would be 25 or 0
+    assert float((first - second).std() * 255) == pytest.approx(25 * 2**0.5, rel=0.05)
+
+
+def test_noise2noise_learns_from_two_recorded_copies(tmp_path):
+    from paperzoo.papers.restoration.noise2noise.recipe import PRESETS, Noise2Noise, like
+
+    for k in range(5):
+        write(tmp_path / "one" / f"{k}.png", 48, 48, seed=k)
+        write(tmp_path / "two" / f"{k}.png", 48, 48, seed=k + 9)
+    config = like(
+        PRESETS["embedded"], data=str(tmp_path / "one"), degraded=str(tmp_path / "two"), batch_size=2, flip=False
+    )
+    first, second = Noise2Noise(config, Runtime()).batch()
+    assert first.shape == second.shape == (2, 1, 40, 40) and not torch.equal(first, second)
+
+
+def test_noise2self_has_one_noisy_copy_of_each_picture():
+    from paperzoo.papers.restoration.noise2self.recipe import PRESETS, Noise2Self
+
+    learner = Noise2Self(PRESETS["embedded"], Runtime())
+    data = learner.training_data()
+    assert torch.equal(data.noisy(0), learner.training_data().noisy(0))
+    clean = picture_files.with_channels(picture_files.as_float(learner.train_set[0][1]), 1)
+    assert float((data.noisy(0) - clean).std() * 255) == pytest.approx(25, rel=0.02)
+
+
+def test_noise2self_answers_a_pixel_without_it():
+    from paperzoo.papers.restoration.noise2self.recipe import invariant
+
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    images = torch.rand(1, 1, 9, 8, requires_grad=True)
+    answer = invariant(network, images, 3)
+    (gradient,) = torch.autograd.grad(answer[0, 0, 4, 5], images)
+    assert gradient[0, 0, 4, 5] == 0 and gradient.abs().sum() > 0
