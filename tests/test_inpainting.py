@@ -22,7 +22,7 @@ def seeded(number=0):
 def recipe():
     made = papers()["partial_conv_inpainting"].module("recipe")
     torch.manual_seed(0)
-    config = dataclasses.replace(made.PRESETS["embedded"], image_size=32, steps=2, fine_tune_steps=1, batch_size=2)
+    config = dataclasses.replace(made.PRESETS["embedded"], image_size=32, steps=2, fine_tune_share=0.5, batch_size=2)
     return made.RECIPE(config, Runtime())
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from paperzoo.engine.runtime import Runtime
@@ -21,7 +20,7 @@ from paperzoo.papers.restoration.partial_conv_inpainting.technique import (
     weigh,
 )
 from paperzoo.tasks import inpainting
-from paperzoo.tasks.inpainting import InpaintingRecipe, NotNegative, Positive
+from paperzoo.tasks.inpainting import Fraction, InpaintingRecipe, NotNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Config(inpainting.Config):
     perceptual_weight: NotNegative = 0.05
     style_weight: NotNegative = 120.0
     seam_weight: NotNegative = 0.1  # of the total variation
-    fine_tune_steps: Annotated[int, Field(ge=0)] = 0  # the last ones, with the encoder's batch norm frozen
+    fine_tune_share: Fraction = 0.0  # of the steps, the last ones, with the encoder's batch norm frozen
     fine_tune_factor: Positive = 0.25  # of the learning rate then
 
 
@@ -46,8 +45,6 @@ class PartialConvRecipe(InpaintingRecipe):
 
     def __init__(self, config: Config, runtime: Runtime, facts: dict | None = None) -> None:
         super().__init__(config, runtime, facts)
-        if config.fine_tune_steps > config.steps:
-            raise PaperZooError(f"fine_tune_steps is {config.fine_tune_steps}, more than all {config.steps} steps")
         norms = [p for name, p in self.model.encoder.named_parameters() if ".bn." in name]
         frozen = {id(p) for p in norms}
         rest = [p for p in self.model.parameters() if id(p) not in frozen]
@@ -62,7 +59,7 @@ class PartialConvRecipe(InpaintingRecipe):
 
     def fine_tunes(self, step: int) -> bool:
         """Whether this step belongs to the second phase."""
-        return step >= self.config.steps - self.config.fine_tune_steps
+        return step >= round((1 - self.config.fine_tune_share) * self.config.steps)
 
     def look(self) -> Features:
         """What the perceptual and style losses look through; made once."""
@@ -105,7 +102,7 @@ PRESETS = {
         steps=280,
         batch_size=8,
         learning_rate=1e-2,
-        fine_tune_steps=80,
+        fine_tune_share=0.3,
         fine_tune_factor=0.1,
     ),
     # --data takes a folder with `train` and `val` (Places2, ImageNet, CelebA-HQ), --holes the folder of the released masks, --feature-weights torchvision's vgg16.
@@ -116,7 +113,7 @@ PRESETS = {
         image_size=512,
         steps=1_000_000,
         batch_size=6,
-        fine_tune_steps=200_000,
+        fine_tune_share=0.2,
         workers=8,
     ),
 }
