@@ -155,6 +155,15 @@ def test_a_run_that_was_stopped_goes_on_exactly(slug, tmp_path):
     assert resumes_exactly(paper, config, settings, recipe, checkpoint, tmp_path) is None
 
 
+@pytest.mark.parametrize("slug", [slug for slug in WITH_CODE if "def pairs(" in (papers()[slug].path / "parity.py").read_text()])  # fmt: skip
+def test_pairs_to_measure_have_names(slug):
+    from paperzoo.engine.parity import Pair
+
+    pairs = papers()[slug].module("parity").pairs()
+    assert isinstance(pairs, dict) and pairs
+    assert all(isinstance(name, str) and isinstance(pair, Pair) for name, pair in pairs.items())
+
+
 def test_model_names_are_unique():
     names = [v["name"] for p in papers().values() for v in p.variants]
     assert len(names) == len(set(names)) == len(variants())

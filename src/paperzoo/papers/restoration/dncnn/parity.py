@@ -151,16 +151,18 @@ def receptive_field(network: nn.Module) -> int:
     return int((gradient[0, 0].abs().amax(0) > 0).sum())
 
 
-def pairs() -> Iterator[Pair]:
+def pairs() -> dict[str, Pair]:
     """The released network, whose batch norms are merged, at the size of a benchmark's picture."""
 
     class Reference(WithoutNorm):
         def forward(self, x: Tensor) -> Tensor:
             return x - self.model(x)
 
-    yield Pair(
-        dncnn_s,
-        lambda: Reference(17, 64, 1),
-        lambda batch: (torch.rand(batch, 1, 128, 128),),
-        "the authors' layers, batch norm merged",
-    )
+    return {
+        "dncnn_s": Pair(
+            dncnn_s,
+            lambda: Reference(17, 64, 1),
+            lambda batch: (torch.rand(batch, 1, 128, 128),),
+            "the authors' layers, batch norm merged",
+        )
+    }
