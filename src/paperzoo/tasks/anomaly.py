@@ -249,6 +249,10 @@ class PretrainedRecipe(AnomalyRecipe):
         """Images (B, 3, H, W) -> list of maps."""
         return self.model.backbone
 
+    def deepest(self, images: Tensor) -> Tensor:
+        """The backbone's last map of images (B, 3, H, W): (B, C, h, w)."""
+        return self.backbone(images)[-1]
+
     def prepare_backbone(self, channels: int, load: Callable[[Mapping[str, Tensor]], None], steps: int) -> None:
         """Load the given weights, or make ready to train some. The model is already placed.
 
@@ -294,7 +298,7 @@ class PretrainedRecipe(AnomalyRecipe):
     def pretrain(self, images: Tensor, labels: Tensor) -> dict:
         """One step of the stand-in for ImageNet: which photograph is it?"""
         self.backbone.train()
-        logits = self.head(self.backbone(images)[-1].mean((2, 3)))
+        logits = self.head(self.deepest(images).mean((2, 3)))
         loss = F.cross_entropy(logits.float(), labels)
         self.runtime.update(self.pretrain_optimizer, loss)
         if self.runtime.micro == self.runtime.accumulate - 1:

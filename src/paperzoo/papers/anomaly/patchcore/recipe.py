@@ -1,29 +1,23 @@
 """PatchCore as a recipe: each step adds the features of a batch of normal images; the last step selects the coreset.
 
 The method needs a pretrained backbone. `weights` is a classifier's file (torchvision's ResNet-18 or WideResNet-50-2), as the published
-preset uses it. Where no such file can be had, `pretrain_steps` trains the backbone for a moment first: to tell from which of 14
-photographs a crop comes. The embedded preset does that. It stands in for ImageNet, and is no part of the paper.
+preset uses it. The embedded preset has none and trains its backbone for a moment first (see `PretrainedRecipe`), which is no part of the paper.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
-from torchvision.transforms import v2
+from torch import Tensor
 
-from paperzoo.data.anomaly import PictureCrops
 from paperzoo.engine.models import create
 from paperzoo.engine.runtime import Runtime
-from paperzoo.errors import DataError, PaperZooError
+from paperzoo.errors import PaperZooError
 from paperzoo.papers.anomaly.patchcore.model import greedy_coreset, image_scores, nearest_neighbours
-from paperzoo.tasks.anomaly import AnomalyRecipe, Prepared
+from paperzoo.tasks.anomaly import PretrainedRecipe
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -95,7 +89,7 @@ class Collected:
         self.features, self.filled = state["features"], state["filled"]
 
 
-class PatchCoreRecipe(AnomalyRecipe):
+class PatchCoreRecipe(PretrainedRecipe):
     config: Config
 
     def __init__(self, config: Config, runtime: Runtime, facts: dict | None = None) -> None:
@@ -107,64 +101,24 @@ class PatchCoreRecipe(AnomalyRecipe):
         images = self.facts["images"]
         if config.steps is None:
             self.config = replace(config, steps=config.pretrain_steps + -(-images // config.batch_size))
-        self.pretrain_steps = min(config.pretrain_steps, self.config.steps - 1)  # the last step always fills the memory
-        model = create(config.model, feature_dim=config.feature_dim, neighbours=config.neighbours)
-        if config.weights is not None:
-            from paperzoo.engine.weights import read_state
-
-            try:
-                model.load_backbone(read_state(Path(config.weights)))
-            except RuntimeError as error:
-                line = " ".join(str(error).split())[:200]
-                raise PaperZooError(f"{config.weights}: does not fit the backbone of {config.model}: {line}") from error
-        self.model = runtime.place(model)
+        self.model = runtime.place(create(config.model, feature_dim=config.feature_dim, neighbours=config.neighbours))
+        # the last step always fills the memory
+        self.prepare_backbone(self.model.backbone.stage_channels[2], self.model.load_backbone, self.config.steps)
         self.collected = Collected(images)
-        if self.pretrain_steps:
-            width = model.backbone.stage_channels[2]
-            self.head = runtime.place(nn.Linear(width, len(PictureCrops.labels)))
-            trained = [*self.model.backbone.parameters(), *self.head.parameters()]
-            self.optimizer = torch.optim.AdamW(trained, config.pretrain_rate, weight_decay=0.01)
-            self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.pretrain_steps)
-
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        return Prepared(self.train_set, self.transform)
-
-    @cached_property
-    def crops(self):
-        config = self.config
-        to_input = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.facts["mean"], self.facts["deviation"])]
-        )
-        data = Labelled(PictureCrops(config.pretrain_size), to_input)
-        return self.runtime.batches(data, config.pretrain_batch_size, "crops", config.workers)
 
     def batch(self) -> Any:
         """Crops with labels while the backbone is trained; then the next images, with their numbers."""
-        at = self.runtime.step - self.pretrain_steps
-        if at < 0:
+        if self.pretraining:
             return self.crops.next()
-        size = self.config.batch_size
-        rows = self.runtime.shard(torch.arange(at * size, (at + 1) * size) % len(self.prepared))
-        images, read = [], []
-        for row in rows.tolist():
-            try:
-                images.append(self.prepared[row][0])
-            except DataError as error:
-                from paperzoo.engine.feeding import note_broken
+        return self.normal_images(self.runtime.step - self.pretrain_steps)
 
-                note_broken(self.runtime, [(error.path, error.problem)], len(self.prepared))
-                images.append(torch.zeros(3, self.config.crop_size, self.config.crop_size))
-            else:
-                read.append(row)
-        return rows, self.runtime.to_device(torch.stack(images)), torch.isin(rows, torch.tensor(read))
+    def deepest(self, images: Tensor) -> Tensor:
+        return self.model.maps(images)[-1]
 
     # -- learning ------------------------------------------------------------------------------------------------
 
     def step(self, batch: Any) -> dict:
-        if self.runtime.step < self.pretrain_steps:
+        if self.pretraining:
             return self.pretrain(*batch)
         rows, images, read = batch
         self.model.eval()
@@ -176,14 +130,6 @@ class PatchCoreRecipe(AnomalyRecipe):
         if self.runtime.step == self.config.steps - 1:
             self.fill_memory()
         return {"images": int(self.collected.filled.sum()), "memory": len(self.model.memory_bank)}
-
-    def pretrain(self, images: Tensor, labels: Tensor) -> dict:
-        """One step of the stand-in for ImageNet: which photograph is it?"""
-        self.model.train()
-        pooled = self.model.maps(images)[-1].mean((2, 3))
-        logits = self.head(pooled)
-        hits = (logits.detach().argmax(1) == labels).float().mean()
-        return {"loss": F.cross_entropy(logits.float(), labels), "train_accuracy": hits}
 
     @torch.no_grad()
     def fill_memory(self) -> None:
@@ -213,20 +159,6 @@ class PatchCoreRecipe(AnomalyRecipe):
                 )
                 largest = max(largest, float(score))
         return largest if largest > -float("inf") else float("inf")
-
-
-class Labelled(torch.utils.data.Dataset):
-    """(image, label) pairs with the image transformed."""
-
-    def __init__(self, data: Any, transform: v2.Compose) -> None:
-        self.data, self.transform = data, transform
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image, label = self.data[i]
-        return self.transform(image), label
 
 
 RECIPE = PatchCoreRecipe
